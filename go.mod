@@ -1,0 +1,3 @@
+module github.com/picosnitch/picosnitch
+
+go 1.26.0
