@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * Hooks that count, set "tracepoint" (needs sock_send_length and sock_recv_length: kernel 6.3 and later).
+ *
+ * sock_send_length     caller of sock_sendmsg(); current is the sender, or an io_uring worker or kernel thread for it
+ * sock_recv_length     caller of sock_recvmsg(); everything but TCP
+ * tcp_rcv_space_adjust reader of a TCP socket, lock held; its copied_seq also covers splice and zero-copy
+ * inet_sock_set_state  connect() and listen() in the caller's context; other changes in any context, not used
+ */
+#pragma once
+
+/* Whether the owner of st's key is the caller, on the address that the socket is connected to. */
+static __always_inline bool owner_connected(struct sock *sk, struct sock_state *st, struct task_struct *task)
+{
+	struct flow_key *key = &st->key;
+
+	if (st->claim != CLAIM_OWNED || key->process.pid != task->tgid || key->process.exec != (__u32)task->self_exec_id ||
+	    key->process.start != task->group_leader->start_boottime || key->remote_port != sk->__sk_common.skc_dport)
+		return false;
+	if (key->family == AF_INET)
+		return *(__u32 *)key->remote == sk->__sk_common.skc_daddr;
+	return *(__u32 *)(key->remote + 0) == sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[0] &&
+	       *(__u32 *)(key->remote + 4) == sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[1] &&
+	       *(__u32 *)(key->remote + 8) == sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[2] &&
+	       *(__u32 *)(key->remote + 12) == sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
+}
+
+static __always_inline bool owner_remote(struct sock_state *st, struct task_struct *task, const struct peer_address *p)
+{
+	struct flow_key *key = &st->key;
+
+	return st->claim == CLAIM_OWNED && key->process.pid == task->tgid && key->process.exec == (__u32)task->self_exec_id &&
+	       key->process.start == task->group_leader->start_boottime && same_remote(key, p);
+}
+
+/*
+ * The address of the datagram that this call moved, when the socket is not connected to it. The cgroup hooks left it
+ * in the socket's slot just before, in this very thread. It is taken even when the call failed.
+ */
+static __always_inline bool take_message_peer(struct sock_state *st, struct peer_address *p)
+{
+	__u32 tid = bpf_get_current_pid_tgid();
+	struct pending *other;
+
+	if (st->slot_tid == tid) {
+		__builtin_memcpy(p->remote, st->slot_remote, 16);
+		p->port = st->slot_port;
+		p->peer = PEER_MESSAGE;
+		__sync_lock_test_and_set(&st->slot_tid, 0);
+		return true;
+	}
+	if (!st->slot_tid)
+		return false;
+	other = bpf_map_lookup_elem(&pendings, &tid);
+	if (!other)
+		return false;
+	__builtin_memcpy(p->remote, other->remote, 16);
+	p->port = other->port;
+	p->peer = PEER_MESSAGE;
+	bpf_map_delete_elem(&pendings, &tid);
+	return true;
+}
+
+/* The best guess-free peer of an unconnected socket whose caller gave or asked for no address. */
+static __always_inline void last_peer(struct sock *sk, struct sock_state *st, struct peer_address *p, int received)
+{
+	if (!received && sk->sk_protocol == IPPROTO_UDP) {
+		/* A corked socket (MSG_MORE) sends to the address of its first part, which is still in the slot. */
+		__builtin_memcpy(p->remote, st->slot_remote, 16);
+		p->port = st->slot_port;
+		p->peer = p->port ? PEER_MESSAGE : PEER_NONE;
+		return;
+	}
+	if (st->packet_seen & (received ? 2 : 1)) {
+		__builtin_memcpy(p->remote, st->packet_remote[received], 16);
+		p->port = st->packet_port[received];
+		p->peer = PEER_PACKET;
+		tally(TALLY_PACKET_USED, 1);
+	}
+}
+
+static __always_inline void count_datagram(struct sock *sk, struct counts *n, int received, bool failed)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct sock_state *st = bpf_sk_storage_get(&socks, sk, NULL, 0);
+	struct peer_address p = {};
+
+	if (!st && !failed && use_storage)
+		st = bpf_sk_storage_get(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!st) {
+		if (!failed)
+			count_slow(sk, NULL, NULL, n);
+		return;
+	}
+	if (!st->slot_tid && sk->__sk_common.skc_dport) {
+		if (failed)
+			return;
+		if (owner_connected(sk, st, task)) {
+			add(&st->counts, n);
+			return;
+		}
+		count_slow(sk, st, NULL, n);
+		return;
+	}
+	if (!take_message_peer(st, &p)) {
+		if (sk->__sk_common.skc_dport) {
+			if (!failed)
+				count_slow(sk, st, NULL, n);
+			return;
+		}
+		last_peer(sk, st, &p, received);
+		if (p.peer == PEER_NONE)
+			want_packets();
+	}
+	if (failed)
+		return;
+	if (owner_remote(st, task, &p)) {
+		add(&st->counts, n);
+		return;
+	}
+	count_slow(sk, st, &p, n);
+}
+
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(sock_send_length, struct sock *sk, int ret, int flags)
+{
+	struct task_struct *task;
+	struct sock_state *st;
+	struct counts n = {};
+	__u16 family = sk->__sk_common.skc_family;
+	__u16 protocol;
+
+	if (!is_network(family))
+		return 0;
+	protocol = sk->sk_protocol;
+	n.sent = ret > 0 ? ret : 0;
+	if (is_inet(family) && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP)) {
+		if (ret <= 0)
+			return 0;
+		task = bpf_get_current_task_btf();
+		st = bpf_sk_storage_get(&socks, sk, NULL, use_storage ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+		if (st && owner_connected(sk, st, task))
+			__sync_fetch_and_add(&st->counts.sent, n.sent);
+		else
+			count_slow(sk, st, NULL, &n);
+	} else if (is_inet(family)) {
+		count_datagram(sk, &n, 0, ret < 0);
+	} else if (ret >= 0) {
+		count_slow(sk, NULL, NULL, &n);
+	}
+	if (ret > 0)
+		tally(TALLY_SENT, ret);
+	return 0;
+}
+
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(sock_recv_length, struct sock *sk, int ret, int flags)
+{
+	__u16 family = sk->__sk_common.skc_family;
+	struct task_struct *task;
+	struct sock_state *st;
+	struct counts n = {};
+	__u16 protocol;
+	bool skip;
+
+	if (!is_network(family))
+		return 0;
+	protocol = sk->sk_protocol;
+	if (is_inet(family) && protocol == IPPROTO_TCP)
+		return 0; /* tcp_rcv_space_adjust */
+	/* A peeked byte is read again later; the error queue holds what we sent ourselves. */
+	skip = ret < 0 || flags & (MSG_PEEK | MSG_ERRQUEUE);
+	n.received = ret > 0 ? ret : 0;
+	if (is_inet(family) && protocol == IPPROTO_MPTCP) {
+		if (skip || !ret)
+			return 0;
+		task = bpf_get_current_task_btf();
+		st = bpf_sk_storage_get(&socks, sk, NULL, use_storage ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+		if (st && owner_connected(sk, st, task))
+			__sync_fetch_and_add(&st->counts.received, n.received);
+		else
+			count_slow(sk, st, NULL, &n);
+	} else if (is_inet(family)) {
+		count_datagram(sk, &n, 1, skip);
+	} else if (!skip) {
+		count_slow(sk, NULL, NULL, &n);
+	}
+	if (!skip && ret > 0)
+		tally(TALLY_RECEIVED, ret);
+	return 0;
+}
+
+SEC("tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(tcp_rcv_space_adjust, struct sock *sk)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct sock_state *st;
+	struct tcp_sock *tp;
+	struct counts n = {};
+	__u32 seq, delta;
+
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	seq = tp->copied_seq;
+	st = bpf_sk_storage_get(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!st) {
+		/* Without a starting point there is nothing to count from. */
+		tally(TALLY_LOST_BASELINE, 1);
+		return 0;
+	}
+	if (!(st->flags & FLAG_BASELINE)) {
+		/*
+		 * bytes_received counts what rcv_nxt has moved over since the handshake (tcp_rcv_nxt_update() in
+		 * net/ipv4/tcp_input.c), so this is the first sequence number. Sockets that were open before us got
+		 * their starting point from the iterator.
+		 */
+		st->copied_seq = tp->rcv_nxt - (__u32)tp->bytes_received;
+		st->flags |= FLAG_BASELINE;
+	}
+	delta = seq - st->copied_seq;
+	st->copied_seq = seq;
+	if (seq == tp->rcv_nxt && sk->sk_shutdown & RCV_SHUTDOWN && !(st->flags & FLAG_FIN)) {
+		/* tcp_read_sock() (splice) has stepped over the FIN, which is no byte. */
+		st->flags |= FLAG_FIN;
+		delta--;
+	}
+	if (!delta || delta > 1u << 31)
+		return 0;
+	n.received = delta;
+	/* Not owned by a process: a softirq reads (strparser), and current is whoever was interrupted. */
+	if (owner_connected(sk, st, task) || (st->claim == CLAIM_OWNED && !sk->sk_lock.owned))
+		__sync_fetch_and_add(&st->counts.received, n.received);
+	else
+		count_slow(sk, st, NULL, &n);
+	tally(TALLY_RECEIVED, delta);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
+{
+	struct process_id id = {};
+	struct sock_state *st;
+	struct flow_key key = {};
+	struct counts n = {};
+	__u16 protocol;
+
+	if (new != TCP_SYN_SENT && new != TCP_LISTEN)
+		return 0;
+	protocol = sk->sk_protocol;
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
+		return 0;
+	/* Subflows of MPTCP and sockets of the kernel itself. */
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
+		return 0;
+	st = bpf_sk_storage_get(&socks, sk, NULL, use_storage ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	if (new == TCP_LISTEN) {
+		if (st && claim(st)) {
+			identify(&id, bpf_get_current_task_btf());
+			own(sk, st, &id, DIRECTION_IN);
+			__sync_lock_test_and_set(&st->claim, CLAIM_LISTENER);
+		}
+		return 0;
+	}
+	if (st && protocol == IPPROTO_MPTCP) {
+		st->flags |= FLAG_CONNECT;
+		return 0;
+	}
+	identify(&key.process, bpf_get_current_task_btf());
+	key.uid = current_uid();
+	key.direction = DIRECTION_OUT;
+	describe(sk, &key);
+	connected_peer(sk, &key);
+	n.conns = 1;
+	if (st && claim(st)) {
+		st->key = key;
+		st->counts.conns = 1;
+		publish(st);
+	} else {
+		add_table(&key, &n); /* the socket was used before, or has no state */
+	}
+	return 0;
+}

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Iterators: run by the sensor's read(), in its context. */
+#pragma once
+
+/* Once at the start: every socket in somebody's descriptor table gets its owner and its starting point. */
+SEC("iter/task_file")
+int adopt_sockets(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct process_id id = {};
+	struct sock_state *st;
+	struct socket *socket;
+	struct tcp_sock *tp;
+	struct sock *sk;
+	__u16 protocol;
+	__u8 state;
+
+	if (!task || !file || task->pid != task->tgid)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return 0;
+	sk = socket->sk;
+	if (!sk || !is_inet(BPF_CORE_READ(sk, __sk_common.skc_family)))
+		return 0;
+	protocol = BPF_CORE_READ(sk, sk_protocol);
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	st = bpf_sk_storage_get(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!st)
+		return 0;
+	if (protocol == IPPROTO_TCP && state != TCP_LISTEN && state != TCP_CLOSE && !(st->flags & FLAG_BASELINE)) {
+		tp = (struct tcp_sock *)sk;
+		st->copied_seq = BPF_CORE_READ(tp, copied_seq);
+		st->flags |= FLAG_BASELINE;
+	}
+	if (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP) {
+		if (state == TCP_CLOSE)
+			return 0; /* not connected yet: its connect() will be seen */
+		if (!claim(st))
+			return 0; /* seen through another descriptor */
+		identify(&id, task);
+		own(sk, st, &id, DIRECTION_UNKNOWN);
+		st->key.uid = BPF_CORE_READ(task, cred, uid.val);
+		if (state == TCP_LISTEN) {
+			st->key.direction = DIRECTION_IN;
+			__sync_lock_test_and_set(&st->claim, CLAIM_LISTENER);
+			return 0;
+		}
+		st->flags |= FLAG_PREEXISTING;
+		connected_peer(sk, &st->key);
+		publish(st);
+		return 0;
+	}
+	/* A datagram socket belongs to the first who uses it. */
+	if (st->claim == CLAIM_FREE)
+		st->flags |= FLAG_PREEXISTING;
+	return 0;
+}
+
+/* Every drain: what live sockets have counted since the last one. */
+SEC("iter/bpf_sk_storage_map")
+int drain_sockets(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct seq_file *seq = ctx->meta->seq;
+	struct sock_state *st = ctx->value;
+	struct sock *sk = ctx->sk;
+	struct flow_report r;
+
+	if (!sk || !st)
+		return 0;
+	if (st->claim == CLAIM_LISTENER) {
+		/*
+		 * An accepted connection that nobody has used. Counted for the listener's process, once, at the second
+		 * look: by then whoever accepts at once has used it.
+		 */
+		if (st->flags & (FLAG_REPORTED | FLAG_PREEXISTING) || sk->__sk_common.skc_state == TCP_LISTEN)
+			return 0;
+		if (!(st->flags & FLAG_IDLE)) {
+			st->flags |= FLAG_IDLE;
+			return 0;
+		}
+	} else if (st->claim != CLAIM_OWNED || !(st->counts.sent | st->counts.received | st->counts.conns)) {
+		return 0;
+	}
+	__builtin_memset(&r, 0, sizeof(r));
+	r.kind = KIND_FLOW;
+	r.size = sizeof(r);
+	r.key = st->key;
+	/* Without room the kernel throws the output of this call away and calls again: take nothing yet. */
+	if (seq->count + sizeof(r) > seq->size) {
+		bpf_seq_write(seq, &r, sizeof(r));
+		return 0;
+	}
+	if (st->claim == CLAIM_LISTENER) {
+		st->flags |= FLAG_REPORTED;
+		r.counts.conns = 1;
+		describe(sk, &r.key);
+		connected_peer(sk, &r.key);
+	} else {
+		take(st, &r.counts);
+		if (!r.key.local_port)
+			local_address(sk, &r.key);
+	}
+	bpf_seq_write(seq, &r, sizeof(r));
+	return 0;
+}

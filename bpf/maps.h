@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* All maps, and the settings that the loader fills in. */
+#pragma once
+
+/* Set by the loader before the program is loaded; packets_asked also later. */
+const volatile bool bandwidth = true;	   /* false: count connections only */
+const volatile bool use_storage = true;	   /* false where nothing tells us that a socket is released */
+volatile bool packets_asked = false; /* a socket wants the packet programs; the sensor clears it when it detaches them */
+const volatile __u32 wake_bytes = 1 << 16; /* wake the reader when so much waits in a ring */
+
+/*
+ * One socket's first flow. The counts are what is not reported yet: every report takes them with an exchange, so
+ * an update that runs at the same moment is either in this report or in the next one, on whatever CPU.
+ */
+struct sock_state {
+	struct flow_key key;
+	struct counts counts;
+	__u32 claim; /* who the key belongs to: see enum claim */
+	__u32 flags;
+	__u32 copied_seq; /* TCP: received up to here is counted */
+	/* The address of the datagram that thread `slot_tid` is sending or receiving right now. */
+	__u32 slot_tid;
+	__u8 slot_remote[16];
+	__be16 slot_port;
+	/* The last packets' peers, noted only while the packet programs are attached. */
+	__be16 packet_port[2];
+	__u16 packet_seen; /* bit 0: sent, bit 1: received */
+	__u8 packet_remote[2][16];
+};
+
+enum claim {
+	CLAIM_FREE = 0,
+	CLAIM_BUSY, /* a CPU is filling in the key */
+	CLAIM_OWNED,
+	CLAIM_LISTENER, /* on a listening socket, and inherited by those that it accepts until one uses them */
+};
+
+#define FLAG_BASELINE 1	   /* copied_seq is set */
+#define FLAG_FIN 2	   /* the sequence number of the FIN is taken off */
+#define FLAG_PREEXISTING 4 /* open before us: who opened it is not known */
+#define FLAG_REPORTED 8	   /* an accepted connection that nobody used yet was counted for the listener */
+#define FLAG_IDLE 16	   /* ... and was seen once by the drain */
+#define FLAG_CONNECT 32	   /* MPTCP: connect() was called; the address is known later */
+
+/* BPF_F_CLONE: an accepted socket starts with its listener's state. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct sock_state);
+} socks SEC(".maps");
+
+/*
+ * Everything that does not fit into a socket's state: other processes, other peers, other families. The sensor
+ * replaces the inner map by an empty one; the kernel's update of a map of maps waits until no program uses the old
+ * one any more (maybe_wait_bpf_programs() in kernel/bpf/syscall.c), then the old one is read in peace.
+ */
+struct flow_table {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct flow_key);
+	__type(value, struct counts);
+};
+struct flow_table flow_table_0 SEC(".maps"), flow_table_1 SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct flow_table);
+} flows SEC(".maps") = {.values = {&flow_table_0}};
+
+/* The same for processes whose flows found no room. */
+struct total_table {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct total_key);
+	__type(value, struct counts);
+};
+struct total_table total_table_0 SEC(".maps"), total_table_1 SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct total_table);
+} totals SEC(".maps") = {.values = {&total_table_0}};
+
+/* Addresses of datagrams under way when two threads use one socket. Key: thread; one entry a thread at most. */
+struct pending {
+	__u8 remote[16];
+	__be16 port;
+	__u16 zero[3];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct pending);
+} pendings SEC(".maps");
+
+/* The ledger and the losses, per CPU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, TALLY_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} tallies SEC(".maps");
+
+/* Reports of sockets that were released. The size is set by the loader. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);
+} released SEC(".maps");
+
+/* Reports of exec, fork and exit. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);
+} processes SEC(".maps");
+
+/* Room to build an exec report in. The path grows towards the front, the arguments follow it. */
+#define HEADER_ROOM 256
+#define PATH_MAX 4096
+#define ARGV_MAX 4096
+#define SCRIPT_MAX 1024
+#define PATH_END (HEADER_ROOM + PATH_MAX)
+struct scratch {
+	__u8 data[32768];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratches SEC(".maps");
+
+static __always_inline void tally(__u32 which, __u64 n)
+{
+	__u64 *v = bpf_map_lookup_elem(&tallies, &which);
+
+	/* Atomic although per CPU: a program in an interrupt may hit the same entry. */
+	if (v)
+		__sync_fetch_and_add(v, n);
+}
+
+/* Wake the reader for a quarter of a ring, not for every report: a wake-up costs ten times the report itself. */
+static __always_inline __u64 wake(void *ring)
+{
+	return bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) >= wake_bytes ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+}

@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * Who is it: exec, fork and exit, and the processes that ran before us.
+ *
+ * sched_process_exec  the task itself, after the new image is in place; its arguments are in its memory
+ * sched_process_fork  the parent, for the child
+ * sched_process_exit  each thread; the last one ends the process
+ */
+#pragma once
+
+struct walk {
+	struct scratch *room;
+	struct dentry *dentry;
+	struct vfsmount *mnt;
+	struct dentry *root_dentry;
+	struct vfsmount *root_mnt;
+	__u32 at; /* the path begins here */
+	__u16 flags;
+};
+
+/* One step towards the root: as d_path() does (fs/d_path.c), without its locks: a rename at this moment may mix two names. */
+static long step(__u32 i, void *data)
+{
+	struct walk *w = data;
+	struct dentry *dentry = w->dentry, *parent;
+	struct vfsmount *mnt = w->mnt;
+	struct mount *mount, *above;
+	const unsigned char *name;
+	__u32 len, at;
+	__u8 *to;
+
+	if (dentry == w->root_dentry && mnt == w->root_mnt)
+		return 1;
+	parent = BPF_CORE_READ(dentry, d_parent);
+	if (dentry == BPF_CORE_READ(mnt, mnt_root)) {
+		mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
+		above = BPF_CORE_READ(mount, mnt_parent);
+		if (above == mount)
+			return 1; /* the root of all, or a mount that is not in a tree */
+		w->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+		w->mnt = (void *)above + bpf_core_field_offset(struct mount, mnt);
+		return 0;
+	}
+	if (parent == dentry)
+		w->flags |= EXEC_DISCONNECTED;
+	len = BPF_CORE_READ(dentry, d_name.len) & 255;
+	name = BPF_CORE_READ(dentry, d_name.name);
+	at = w->at;
+	if (at < HEADER_ROOM + len + 1) {
+		w->flags |= EXEC_PATH_CUT;
+		return 1;
+	}
+	at -= len + 1;
+	asm volatile("" : "+r"(at)); /* one register for the bound and the address, or the verifier loses the bound */
+	if (at > PATH_END)
+		return 1;
+	to = &w->room->data[at];
+	*to = '/';
+	bpf_probe_read_kernel(to + 1, len, name);
+	w->at = at;
+	w->dentry = parent;
+	return parent == dentry;
+}
+
+static __always_inline void change_time(struct inode *inode, struct exec_report *r)
+{
+	struct inode___ctime *a = (void *)inode;
+	struct inode_____ctime *b = (void *)inode;
+
+	if (bpf_core_field_exists(inode->i_ctime_sec)) {
+		r->ctime_sec = BPF_CORE_READ(inode, i_ctime_sec);
+		/* Bit 31 marks a time that somebody asked for (multigrain timestamps, 6.13). */
+		r->ctime_nsec = BPF_CORE_READ(inode, i_ctime_nsec) & 0x7fffffff;
+	} else if (bpf_core_field_exists(b->__i_ctime)) {
+		r->ctime_sec = BPF_CORE_READ(b, __i_ctime.tv_sec);
+		r->ctime_nsec = BPF_CORE_READ(b, __i_ctime.tv_nsec);
+	} else {
+		r->ctime_sec = BPF_CORE_READ(a, i_ctime.tv_sec);
+		r->ctime_nsec = BPF_CORE_READ(a, i_ctime.tv_nsec);
+	}
+}
+
+static __always_inline void file_identity(struct inode *inode, struct exec_report *r)
+{
+	unsigned long magic = BPF_CORE_READ(inode, i_sb, s_magic);
+	struct btrfs_inode *b;
+
+	r->inode = BPF_CORE_READ(inode, i_ino);
+	r->device = BPF_CORE_READ(inode, i_sb, s_dev);
+	r->generation = BPF_CORE_READ(inode, i_generation);
+	r->links = BPF_CORE_READ(inode, i_nlink);
+	r->file_size = BPF_CORE_READ(inode, i_size);
+	change_time(inode, r);
+	/* btrfs: subvolumes share inode numbers; stat(2) reports the subvolume's own device. */
+	if (magic == BTRFS_SUPER_MAGIC && bpf_core_type_exists(struct btrfs_inode)) {
+		b = (void *)inode - bpf_core_field_offset(struct btrfs_inode, vfs_inode);
+		r->device = BPF_CORE_READ(b, root, anon_dev);
+	}
+	if (magic == OVERLAYFS_SUPER_MAGIC)
+		r->flags |= EXEC_OVERLAY;
+}
+
+/*
+ * Builds an exec or found report of `task` in this CPU's scratch room and returns its start, 0 if there is no room;
+ * its size is in r->size. The arguments are read only of the current task.
+ */
+static __always_inline __u32 build(struct scratch *room, struct task_struct *task, struct linux_binprm *bprm, __u32 kind, __u32 *size)
+{
+	struct task_struct *parent = BPF_CORE_READ(task, real_parent, group_leader);
+	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
+	struct mm_struct *mm = BPF_CORE_READ(task, mm);
+	unsigned long arg_start, arg_end, total;
+	const char *filename, *interp;
+	struct exec_report *r;
+	struct walk w = {};
+	struct file *file;
+	__u32 at, len = 0;
+	long n;
+
+	w.room = room;
+	w.at = PATH_END;
+	file = mm ? BPF_CORE_READ(mm, exe_file) : NULL;
+	if (file) {
+		w.dentry = BPF_CORE_READ(file, f_path.dentry);
+		w.mnt = BPF_CORE_READ(file, f_path.mnt);
+		w.root_dentry = BPF_CORE_READ(task, fs, root.dentry);
+		w.root_mnt = BPF_CORE_READ(task, fs, root.mnt);
+		bpf_loop(512, step, &w, 0);
+	}
+	at = w.at;
+	if (at < HEADER_ROOM || at > PATH_END)
+		return 0;
+	at -= sizeof(*r);
+	r = (void *)&room->data[at];
+	__builtin_memset(r, 0, sizeof(*r));
+	r->kind = kind;
+	r->flags = w.flags;
+	r->path_len = PATH_END - w.at;
+	r->ktime = bpf_ktime_get_boot_ns();
+	r->process.pid = BPF_CORE_READ(task, tgid);
+	r->process.exec = BPF_CORE_READ(task, self_exec_id);
+	r->process.start = BPF_CORE_READ(leader, start_boottime);
+	r->parent.pid = BPF_CORE_READ(parent, tgid);
+	r->parent.exec = BPF_CORE_READ(parent, self_exec_id);
+	r->parent.start = BPF_CORE_READ(parent, start_boottime);
+	r->uid = BPF_CORE_READ(task, cred, uid.val);
+	r->mount_ns = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
+	r->cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	BPF_CORE_READ_INTO(&r->comm, task, comm);
+	if (file)
+		file_identity(BPF_CORE_READ(file, f_inode), r);
+	if (!mm && BPF_CORE_READ(task, flags) & PF_KTHREAD)
+		r->flags |= EXEC_KERNEL;
+	if (bprm) {
+		arg_start = BPF_CORE_READ(mm, arg_start);
+		arg_end = BPF_CORE_READ(mm, arg_end);
+		total = arg_end - arg_start;
+		if (total > 0xffffffff)
+			total = 0xffffffff;
+		r->argv_total = total;
+		len = total < ARGV_MAX ? total : ARGV_MAX;
+		/* The pages were written a moment ago by the exec itself, so they are there. */
+		if (bpf_probe_read_user(&room->data[PATH_END], len, (void *)arg_start)) {
+			r->flags |= EXEC_NO_ARGV;
+			len = 0;
+		}
+		r->argv_len = len;
+		filename = BPF_CORE_READ(bprm, filename);
+		interp = BPF_CORE_READ(bprm, interp);
+		if (filename != interp) {
+			n = bpf_probe_read_kernel_str(&room->data[PATH_END + (len & 8191)], SCRIPT_MAX, filename);
+			if (n > 1) {
+				r->script_len = n - 1;
+				len += n - 1;
+			}
+		}
+	}
+	len += sizeof(*r) + r->path_len;
+	r->size = len;
+	*size = len;
+	return at;
+}
+
+#define REPORT_MAX (sizeof(struct exec_report) + PATH_MAX + ARGV_MAX + SCRIPT_MAX)
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
+{
+	__u32 zero = 0, size = 0, at;
+	struct scratch *room = bpf_map_lookup_elem(&scratches, &zero);
+
+	if (!room)
+		return 0;
+	at = build(room, task, bprm, KIND_EXEC, &size);
+	if (!at || at > PATH_END || size > REPORT_MAX || bpf_ringbuf_output(&processes, &room->data[at], size, wake(&processes)))
+		tally(TALLY_LOST_EXEC, 1);
+	return 0;
+}
+
+SEC("iter/task")
+int find_processes(struct bpf_iter__task *ctx)
+{
+	struct seq_file *seq = ctx->meta->seq;
+	struct task_struct *task = ctx->task;
+	__u32 zero = 0, size = 0, at;
+	struct scratch *room;
+
+	if (!task || task->pid != task->tgid)
+		return 0;
+	room = bpf_map_lookup_elem(&scratches, &zero);
+	if (!room)
+		return 0;
+	at = build(room, task, NULL, KIND_FOUND, &size);
+	if (at && at <= PATH_END && size <= REPORT_MAX)
+		bpf_seq_write(seq, &room->data[at], size);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(sched_process_fork, struct task_struct *parent, struct task_struct *child)
+{
+	struct fork_report r = {};
+
+	if (child->pid != child->tgid)
+		return 0; /* a thread */
+	r.kind = KIND_FORK;
+	r.size = sizeof(r);
+	r.ktime = bpf_ktime_get_boot_ns();
+	r.process.pid = child->tgid;
+	r.process.exec = child->self_exec_id;
+	r.process.start = child->start_boottime;
+	identify(&r.parent, parent);
+	if (bpf_ringbuf_output(&processes, &r, sizeof(r), wake(&processes)))
+		tally(TALLY_LOST_FORK, 1);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(sched_process_exit, struct task_struct *task)
+{
+	struct exit_report r = {};
+
+	if (task->signal->live.counter != 0)
+		return 0; /* a thread; do_exit() has already taken itself off */
+	r.kind = KIND_EXIT;
+	r.size = sizeof(r);
+	identify(&r.process, task);
+	if (bpf_ringbuf_output(&processes, &r, sizeof(r), wake(&processes)))
+		tally(TALLY_LOST_EXIT, 1);
+	return 0;
+}

@@ -1,0 +1,269 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"github.com/picosnitch/picosnitch/internal/event"
+)
+
+// Handler takes what the kernel tells of processes, in the order in which it happened.
+type Handler interface {
+	Exec(event.Process)
+	Fork(child, parent event.ProcessID, at int64)
+	Exit(event.ProcessID)
+	// WantPacket says that a socket showed up whose peers only packets tell.
+	WantPacket()
+}
+
+// swap is a kernel table that can be replaced by an empty one.
+type swap struct {
+	outer, used, spare *ebpf.Map
+}
+
+// buffers are kept from drain to drain, so that a drain allocates nothing in the steady state.
+type buffers struct {
+	record  ringbuf.Record
+	reports []bpfFlowReport
+	read    []byte
+	flow    event.Flow
+	keys    []bpfFlowKey
+	totals  []bpfTotalKey
+	counts  []bpfCounts
+}
+
+const batch = 512 // entries of a table a system call
+
+// Wait blocks until the kernel wakes the reader, because a ring buffer fills, or until the timeout.
+func (h *Hooks) Wait(timeout time.Duration) error {
+	var ev [2]unix.EpollEvent
+	_, err := unix.EpollWait(h.epoll, ev[:], int(max(timeout, 0)/time.Millisecond))
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("wait for the kernel: %w", err)
+	}
+	return nil
+}
+
+// Processes hands all waiting reports of exec, fork and exit to the handler and returns how many there were.
+func (h *Hooks) Processes(to Handler) (int, error) {
+	n := 0
+	h.processes.SetDeadline(time.Unix(1, 0)) // in the past: read what is there
+	for {
+		err := h.processes.ReadInto(&h.buffers.record)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, nil
+		}
+		if err != nil {
+			return n, fmt.Errorf("read ring buffer: %w", err)
+		}
+		if err := decodeProcess(h.buffers.record.RawSample, to); err != nil {
+			return n, err
+		}
+		n++
+	}
+}
+
+// Found hands all processes that run now to the callback, kernel threads included, without their arguments.
+func (h *Hooks) Found(to func(event.Process)) error {
+	return h.iterate("find_processes", func(b []byte) (int, error) {
+		p, n, err := decodeExec(b)
+		if err == nil && n > 0 {
+			to(p)
+		}
+		return n, err
+	})
+}
+
+// Released hands the flows of sockets that were released to emit, after all process reports that came before them to
+// the handler. The flow is valid during the call only.
+func (h *Hooks) Released(to Handler, emit func(*event.Flow)) error {
+	for {
+		h.buffers.reports = h.buffers.reports[:0]
+		h.released.SetDeadline(time.Unix(1, 0))
+		var end error
+		for len(h.buffers.reports) < 4096 && end == nil {
+			if end = h.released.ReadInto(&h.buffers.record); end == nil {
+				r, err := decodeReport(h.buffers.record.RawSample)
+				if err != nil {
+					return err
+				}
+				h.buffers.reports = append(h.buffers.reports, r)
+			}
+		}
+		if end != nil && !errors.Is(end, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("read ring buffer: %w", end)
+		}
+		if err := h.emit(to, emit); err != nil {
+			return err
+		}
+		if end != nil {
+			return nil
+		}
+	}
+}
+
+// emit resolves nothing itself: it makes sure that the processes of the collected reports are known first.
+func (h *Hooks) emit(to Handler, emit func(*event.Flow)) error {
+	if len(h.buffers.reports) == 0 {
+		return nil
+	}
+	if _, err := h.Processes(to); err != nil {
+		return err
+	}
+	for i := range h.buffers.reports {
+		r := &h.buffers.reports[i]
+		decodeFlow(&r.Key, &r.Counts, &h.buffers.flow)
+		emit(&h.buffers.flow)
+	}
+	h.buffers.reports = h.buffers.reports[:0]
+	return nil
+}
+
+// Drain hands everything that was counted since the last drain to emit: released sockets, live sockets, tables.
+func (h *Hooks) Drain(to Handler, emit func(*event.Flow)) error {
+	if err := h.Released(to, emit); err != nil {
+		return err
+	}
+	r, err := h.drains.Open()
+	if err != nil {
+		return fmt.Errorf("iterate over sockets: %w", err)
+	}
+	err = h.readAll(r, func(b []byte) (int, error) {
+		const size = int(unsafe.Sizeof(bpfFlowReport{}))
+		if len(b) < size {
+			return 0, nil
+		}
+		report, err := decodeReport(b[:size])
+		if err == nil {
+			h.buffers.reports = append(h.buffers.reports, report)
+		}
+		return size, err
+	})
+	err = errors.Join(err, r.Close())
+	if e := h.emit(to, emit); e != nil || err != nil {
+		return errors.Join(err, e)
+	}
+	return h.drainTables(to, emit)
+}
+
+func (h *Hooks) iterate(program string, each func([]byte) (int, error)) error {
+	it, err := attachIter(h.collection.Programs[program])
+	if err != nil {
+		return err
+	}
+	defer it.Close()
+	r, err := it.Open()
+	if err != nil {
+		return fmt.Errorf("iterate: %w", err)
+	}
+	defer r.Close()
+	return h.readAll(r, each)
+}
+
+// readAll cuts what an iterator writes into records; each returns the size of the record at the front, 0 for not whole.
+func (h *Hooks) readAll(r io.Reader, each func([]byte) (int, error)) error {
+	if h.buffers.read == nil {
+		h.buffers.read = make([]byte, 64<<10)
+	}
+	have := 0
+	for {
+		n, err := r.Read(h.buffers.read[have:])
+		have += n
+		at := 0
+		for at < have {
+			size, e := each(h.buffers.read[at:have])
+			if e != nil {
+				return e
+			}
+			if size == 0 {
+				break
+			}
+			at += size
+		}
+		have = copy(h.buffers.read, h.buffers.read[at:have])
+		if errors.Is(err, io.EOF) {
+			if have != 0 {
+				return fmt.Errorf("iterate: %d bytes of half a record at the end", have)
+			}
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("iterate: %w", err)
+		}
+		if have == len(h.buffers.read) {
+			return errors.New("iterate: a record is larger than the buffer")
+		}
+	}
+}
+
+// drainTables swaps each table for its empty twin and reads the old one. The kernel's update of a map of maps returns
+// only when no running program can still hold the old table.
+func (h *Hooks) drainTables(to Handler, emit func(*event.Flow)) error {
+	used, err := h.tally(bpfTallyTALLY_TABLE)
+	if err != nil || used == h.tableUsed {
+		return err
+	}
+	h.tableUsed = used
+	for i := range h.tables {
+		t := &h.tables[i]
+		if err := t.outer.Put(uint32(0), t.spare); err != nil {
+			return fmt.Errorf("swap tables: %w", err)
+		}
+		t.used, t.spare = t.spare, t.used
+	}
+	// The processes of everything in the old tables are known now or never.
+	if _, err := h.Processes(to); err != nil {
+		return err
+	}
+	if h.buffers.keys == nil {
+		h.buffers.keys = make([]bpfFlowKey, batch)
+		h.buffers.totals = make([]bpfTotalKey, batch)
+		h.buffers.counts = make([]bpfCounts, batch)
+	}
+	now := time.Now()
+	err = empty(h.tables[0].spare, h.buffers.keys, h.buffers.counts, func(k *bpfFlowKey, c *bpfCounts) {
+		if c.Conns == 0 && isDatagram(k) && h.datagrams.first(k, now) {
+			c.Conns = 1
+		}
+		decodeFlow(k, c, &h.buffers.flow)
+		emit(&h.buffers.flow)
+	})
+	if err != nil {
+		return err
+	}
+	return empty(h.tables[1].spare, h.buffers.totals, h.buffers.counts, func(k *bpfTotalKey, c *bpfCounts) {
+		var key bpfFlowKey
+		key.Process = k.Process
+		key.Uid, key.Family, key.Protocol = k.Uid, k.Family, k.Protocol
+		decodeFlow(&key, c, &h.buffers.flow)
+		emit(&h.buffers.flow)
+	})
+}
+
+// empty takes every entry out of a map that nobody writes to.
+func empty[K any](m *ebpf.Map, keys []K, counts []bpfCounts, each func(*K, *bpfCounts)) error {
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := m.BatchLookupAndDelete(&cursor, keys, counts, nil)
+		for i := range n {
+			each(&keys[i], &counts[i])
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if errors.Is(err, unix.ENOSPC) {
+			return fmt.Errorf("read table: a bucket holds more than %d entries", len(keys))
+		}
+		if err != nil {
+			return fmt.Errorf("read table: %w", err)
+		}
+	}
+}

@@ -1,0 +1,239 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+)
+
+// Options of Load.
+type Options struct {
+	HookSet   string // one of Sets; "" is the best that works
+	Bandwidth bool   // false: connections only, no hook that is only for bytes
+	RingPages int    // size of each ring buffer in pages, a power of two; 0 is 64
+}
+
+// Hooks is a loaded hook set.
+type Hooks struct {
+	set        string
+	bandwidth  bool
+	collection *ebpf.Collection
+	refused    map[string]error // programs that did not load
+	attached   []attachment
+	adopted    bool
+	cgroup     string // path of the cgroup v2 root, "" if there is none
+	cgroupFD   int    // of a private mount, or -1
+	noCgroup   error
+	released   *ringbuf.Reader
+	processes  *ringbuf.Reader
+	epoll      int
+	drains     *link.Iter // over the sockets' states
+	tables     [2]swap
+	tableUsed  uint64
+	datagrams  *datagrams
+	buffers    buffers
+}
+
+// Load loads a hook set into the kernel and attaches nothing.
+func Load(o Options) (*Hooks, error) {
+	set := o.HookSet
+	if set == "" {
+		set = SetTracepoint
+	}
+	hooks, err := hooksOf(set)
+	if err != nil {
+		return nil, err
+	}
+	pages := o.RingPages
+	if pages == 0 {
+		pages = 64
+	}
+	h := &Hooks{set: set, bandwidth: o.Bandwidth, cgroupFD: -1, epoll: -1, refused: map[string]error{}, datagrams: newDatagrams()}
+	h.cgroup, h.cgroupFD, h.noCgroup = cgroupRoot()
+	if err := h.load(hooks, pages*os.Getpagesize()); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %s: %w", ErrNoHookSet, set, err), h.Close())
+	}
+	return h, nil
+}
+
+// Set is the name of the hook set.
+func (h *Hooks) Set() string { return h.set }
+
+func (h *Hooks) load(hooks []hook, ring int) error {
+	spec, err := loadBpf()
+	if err != nil {
+		return fmt.Errorf("read the BPF object: %w", err)
+	}
+	// A program that the mode does not use is not loaded: it could only fail.
+	keep := map[string]bool{"find_processes": true, "adopt_sockets": true, "drain_sockets": true}
+	for _, k := range hooks {
+		if k.wanted(h.bandwidth) {
+			keep[k.program] = true
+			h.attached = append(h.attached, attachment{hook: k})
+		}
+	}
+	for name := range spec.Programs {
+		if !keep[name] {
+			delete(spec.Programs, name)
+		}
+	}
+	for name, v := range map[string]any{"bandwidth": h.bandwidth, "use_storage": h.cgroup != "", "wake_bytes": uint32(ring / 4)} {
+		if err := spec.Variables[name].Set(v); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	spec.Maps["released"].MaxEntries = uint32(ring)
+	spec.Maps["processes"].MaxEntries = uint32(ring)
+
+	if h.collection, err = h.newCollection(spec); err != nil {
+		return err
+	}
+	if err := h.openRings(); err != nil {
+		return err
+	}
+	drains := h.collection.Programs["drain_sockets"]
+	if h.drains, err = link.AttachIter(link.IterOptions{Program: drains, Map: h.collection.Maps["socks"]}); err != nil {
+		return fmt.Errorf("iterate over sockets: %w", err)
+	}
+	for i, name := range []string{"flow_table", "total_table"} {
+		outer := []string{"flows", "totals"}[i]
+		h.tables[i] = swap{outer: h.collection.Maps[outer], spare: h.collection.Maps[name+"_1"], used: h.collection.Maps[name+"_0"]}
+	}
+	return nil
+}
+
+// newCollection loads all programs; when the kernel refuses an optional one, the rest without it.
+func (h *Hooks) newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	for range len(spec.Programs) + 1 {
+		c, err := ebpf.NewCollection(spec)
+		if err == nil {
+			return c, nil
+		}
+		refused := ""
+		for _, a := range h.attached {
+			if !a.required && strings.HasPrefix(err.Error(), "program "+a.program+": ") {
+				refused = a.program
+			}
+		}
+		if refused == "" {
+			return nil, explain(err)
+		}
+		h.refused[refused] = err
+		delete(spec.Programs, refused)
+	}
+	return nil, errors.New("load: too many programs refused")
+}
+
+// explain adds what a user can do about a refused load.
+func explain(err error) error {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		var verifier *ebpf.VerifierError
+		if !errors.As(err, &verifier) {
+			return fmt.Errorf("%w (needs root, or CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN; and a kernel that is not locked down against BPF)", err)
+		}
+	}
+	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w (needs a kernel with BTF, /sys/kernel/btf/vmlinux, and for the tracepoint set version 6.3 or later)", err)
+	}
+	return err
+}
+
+func (h *Hooks) openRings() error {
+	var err error
+	if h.released, err = ringbuf.NewReader(h.collection.Maps["released"]); err != nil {
+		return fmt.Errorf("open ring buffer: %w", err)
+	}
+	if h.processes, err = ringbuf.NewReader(h.collection.Maps["processes"]); err != nil {
+		return fmt.Errorf("open ring buffer: %w", err)
+	}
+	if h.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return fmt.Errorf("epoll: %w", err)
+	}
+	for _, name := range []string{"released", "processes"} {
+		fd := h.collection.Maps[name].FD()
+		// Edge-triggered: a ring is readable with a single report in it, but we only want the kernel's wake-ups.
+		ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(fd)}
+		if err := unix.EpollCtl(h.epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+			return fmt.Errorf("epoll: %w", err)
+		}
+	}
+	return nil
+}
+
+func (h *Hooks) variable(name string, v any) error {
+	if err := h.collection.Variables[name].Set(v); err != nil {
+		return fmt.Errorf("set %s in the kernel: %w", name, err)
+	}
+	return nil
+}
+
+// adopt runs once over all open sockets.
+func (h *Hooks) adopt() error {
+	err := h.iterate("adopt_sockets", func(b []byte) (int, error) { return len(b), nil })
+	if err != nil {
+		return fmt.Errorf("adopt open sockets: %w", err)
+	}
+	h.adopted = true
+	return nil
+}
+
+// Close detaches everything and gives the kernel's memory back.
+func (h *Hooks) Close() error {
+	errs := []error{h.Detach()}
+	if h.drains != nil {
+		errs = append(errs, h.drains.Close())
+	}
+	if h.released != nil {
+		errs = append(errs, h.released.Close())
+	}
+	if h.processes != nil {
+		errs = append(errs, h.processes.Close())
+	}
+	if h.epoll >= 0 {
+		errs = append(errs, unix.Close(h.epoll))
+		h.epoll = -1
+	}
+	if h.cgroupFD >= 0 {
+		errs = append(errs, unix.Close(h.cgroupFD))
+		h.cgroupFD = -1
+	}
+	if h.collection != nil {
+		h.collection.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// cgroupRoot finds the root of the cgroup v2 hierarchy, where a program sees every socket of the machine. Where it is
+// not mounted (pure v1 systems) it makes a mount of its own, which is in no mount namespace (fsmount(2)).
+func cgroupRoot() (path string, fd int, err error) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", -1, fmt.Errorf("find cgroup v2: %w", err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		left, right, ok := strings.Cut(line, " - ")
+		field := strings.Fields(left)
+		if ok && strings.HasPrefix(right, "cgroup2 ") && len(field) > 4 && field[3] == "/" && !strings.Contains(field[4], `\`) {
+			return field[4], -1, nil
+		}
+	}
+	fs, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return "", -1, fmt.Errorf("cgroup v2 is not mounted and cannot be: %w", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return "", -1, fmt.Errorf("cgroup v2 is not mounted and cannot be: %w", err)
+	}
+	fd, err = unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return "", -1, fmt.Errorf("cgroup v2 is not mounted and cannot be: %w", err)
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", fd), fd, nil
+}
