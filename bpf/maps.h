@@ -2,9 +2,9 @@
 /* All maps, and the settings that the loader fills in. */
 #pragma once
 
-/* Set by the loader before the program is loaded; packets_asked also later. */
+/* Set by the loader before the program is loaded; those without const also later. */
 const volatile bool bandwidth = true;	   /* false: count connections only */
-const volatile bool use_storage = true;	   /* false where nothing tells us that a socket is released */
+volatile bool use_storage = true;    /* false where nothing tells us that a socket is released: all counts go to the table */
 volatile bool packets_asked = false; /* a socket wants the packet programs; the sensor clears it when it detaches them */
 const volatile __u32 wake_bytes = 1 << 16; /* wake the reader when so much waits in a ring */
 
@@ -124,7 +124,8 @@ struct {
 #define SCRIPT_MAX 1024
 #define PATH_END (HEADER_ROOM + PATH_MAX)
 struct scratch {
-	__u8 data[32768];
+	__u64 address; /* see plain_address() */
+	__u8 data[32760];
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -154,8 +154,9 @@ type bpfPending struct {
 }
 
 type bpfScratch struct {
-	_    structs.HostLayout
-	Data [32768]uint8
+	_       structs.HostLayout
+	Address uint64
+	Data    [32760]uint8
 }
 
 type bpfSockState struct {

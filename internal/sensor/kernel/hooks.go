@@ -21,18 +21,26 @@ const (
 	SetTracepoint = "tracepoint"
 )
 
+// Waits is the event.Hook.Error of a hook that is off only because nothing needs it now.
+const Waits = "waits until a socket needs it"
+
 // ErrNoHookSet is returned, wrapped with the reasons, when no hook set works on this kernel.
 var ErrNoHookSet = errors.New("no hook set works on this kernel")
 
 // hook is one attach point of a set.
 type hook struct {
-	name     string // as the user sees it
-	program  string // in the BPF object
-	cgroup   ebpf.AttachType
+	name     string          // as the user sees it
+	program  string          // in the BPF object
+	cgroup   ebpf.AttachType // of programs that attach to the cgroup root; noCgroup for the others
 	required bool
 	when     when
 	cost     string // what is not seen without it
 }
+
+// noCgroup marks programs that do not attach to a cgroup; zero is a cgroup attach type.
+const noCgroup = ^ebpf.AttachType(0)
+
+const releaseProgram = "sock_release"
 
 // when a hook is attached.
 type when int
@@ -47,21 +55,21 @@ const (
 // tracepointSet works where fentry and kprobes are refused; kernel 6.3 and later.
 func tracepointSet() []hook {
 	return []hook{
-		{"sched_process_exec", "sched_process_exec", 0, true, always, "which program it is"},
-		{"sched_process_fork", "sched_process_fork", 0, true, always, "who started a program"},
-		{"sched_process_exit", "sched_process_exit", 0, false, always, "the end of processes: memory is kept longer"},
-		{"inet_sock_set_state", "inet_sock_set_state", 0, true, always, "TCP connection attempts, and who opened a connection"},
+		{"sched_process_exec", "sched_process_exec", noCgroup, true, always, "which program it is"},
+		{"sched_process_fork", "sched_process_fork", noCgroup, true, always, "who started a program"},
+		{"sched_process_exit", "sched_process_exit", noCgroup, false, always, "the end of processes: memory is kept longer"},
+		{"inet_sock_set_state", "inet_sock_set_state", noCgroup, true, always, "TCP connection attempts, and who opened a connection"},
 		{"cgroup/sock_create", "sock_create", ebpf.AttachCGroupInetSockCreate, false, afterAdopt, "the remote address of the first packets of raw and ICMP sockets"},
-		{"cgroup/sock_release", "sock_release", ebpf.AttachCgroupInetSockRelease, false, always, "nothing: every count takes the slower way through a table, and accepted connections that move no byte are not seen"},
+		{"cgroup/sock_release", releaseProgram, ebpf.AttachCgroupInetSockRelease, false, always, "nothing: every count takes the slower way through a table, and accepted connections that move no byte are not seen"},
 		{"cgroup/sendmsg4", "sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, false, always, "where datagrams of unconnected IPv4 sockets go"},
 		{"cgroup/sendmsg6", "sendmsg6", ebpf.AttachCGroupUDP6Sendmsg, false, always, "where datagrams of unconnected IPv6 sockets go"},
 		{"cgroup/recvmsg4", "recvmsg4", ebpf.AttachCGroupUDP4Recvmsg, false, always, "where datagrams of unconnected IPv4 sockets come from"},
 		{"cgroup/recvmsg6", "recvmsg6", ebpf.AttachCGroupUDP6Recvmsg, false, always, "where datagrams of unconnected IPv6 sockets come from"},
 		{"cgroup/connect4", "connect4", ebpf.AttachCGroupInet4Connect, false, noBytes, "connected IPv4 UDP sockets"},
 		{"cgroup/connect6", "connect6", ebpf.AttachCGroupInet6Connect, false, noBytes, "connected IPv6 UDP sockets"},
-		{"sock_send_length", "sock_send_length", 0, true, afterAdopt, "all sent bytes"},
-		{"sock_recv_length", "sock_recv_length", 0, true, afterAdopt, "received bytes of all but TCP"},
-		{"tcp_rcv_space_adjust", "tcp_rcv_space_adjust", 0, true, afterAdopt, "received bytes of TCP"},
+		{"sock_send_length", "sock_send_length", noCgroup, true, afterAdopt, "all sent bytes"},
+		{"sock_recv_length", "sock_recv_length", noCgroup, true, afterAdopt, "received bytes of all but TCP"},
+		{"tcp_rcv_space_adjust", "tcp_rcv_space_adjust", noCgroup, true, afterAdopt, "received bytes of TCP"},
 		{"cgroup_skb/egress", "packet_egress", ebpf.AttachCGroupInetEgress, false, onDemand, "where raw and ICMP sockets send to"},
 		{"cgroup_skb/ingress", "packet_ingress", ebpf.AttachCGroupInetIngress, false, onDemand, "the source of datagrams whose reader does not ask for it"},
 	}
@@ -111,6 +119,12 @@ func (h *Hooks) Attach() error {
 			continue
 		}
 		h.attach(a)
+		if a.program == releaseProgram {
+			// Without it nothing would report the state of a socket that is closed between two drains.
+			if err := h.variable("use_storage", a.link != nil); err != nil {
+				return errors.Join(err, h.Detach())
+			}
+		}
 		if a.err != nil && a.required {
 			return errors.Join(fmt.Errorf("attach %s (without it is not seen: %s): %w", a.name, a.cost, a.err), h.Detach())
 		}
@@ -129,9 +143,9 @@ func (h *Hooks) attach(a *attachment) {
 	switch {
 	case program == nil:
 		a.err = fmt.Errorf("the kernel refuses the program: %w", h.refused[a.program])
-	case a.cgroup != 0 && h.cgroup == "":
+	case a.cgroup != noCgroup && h.cgroup == "":
 		a.err = h.noCgroup
-	case a.cgroup != 0:
+	case a.cgroup != noCgroup:
 		a.link, a.err = link.AttachCgroup(link.CgroupOptions{Path: h.cgroup, Attach: a.cgroup, Program: program})
 	default:
 		a.link, a.err = link.AttachTracing(link.TracingOptions{Program: program})
@@ -194,7 +208,7 @@ func (h *Hooks) State() []event.Hook {
 			case a.err != nil:
 				s.Error = a.err.Error()
 			case a.when == onDemand:
-				s.Error = "waits until a socket needs it"
+				s.Error = Waits
 			}
 		}
 		out = append(out, s)

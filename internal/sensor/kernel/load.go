@@ -83,7 +83,7 @@ func (h *Hooks) load(hooks []hook, ring int) error {
 			delete(spec.Programs, name)
 		}
 	}
-	for name, v := range map[string]any{"bandwidth": h.bandwidth, "use_storage": h.cgroup != "", "wake_bytes": uint32(ring / 4)} {
+	for name, v := range map[string]any{"bandwidth": h.bandwidth, "wake_bytes": uint32(ring / 4)} {
 		if err := spec.Variables[name].Set(v); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
@@ -236,4 +236,13 @@ func cgroupRoot() (path string, fd int, err error) {
 		return "", -1, fmt.Errorf("cgroup v2 is not mounted and cannot be: %w", err)
 	}
 	return fmt.Sprintf("/proc/self/fd/%d", fd), fd, nil
+}
+
+// CgroupRoot returns nil when the root of the cgroup v2 hierarchy can be had.
+func CgroupRoot() error {
+	_, fd, err := cgroupRoot()
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+	return err
 }
