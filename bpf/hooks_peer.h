@@ -150,7 +150,7 @@ static __always_inline void report(struct flow_key *key, struct counts *n)
 	r.size = sizeof(r);
 	r.key = *key;
 	r.counts = *n;
-	if (bpf_ringbuf_output(&released, &r, sizeof(r), wake(&released)))
+	if (bpf_ringbuf_output(&released, &r, sizeof(r), wake(&released, sizeof(r))))
 		add_table(key, n);
 }
 

@@ -6,7 +6,7 @@
 const volatile bool bandwidth = true;	   /* false: count connections only */
 volatile bool use_storage = true;    /* false where nothing tells us that a socket is released: all counts go to the table */
 volatile bool packets_asked = false; /* a socket wants the packet programs; the sensor clears it when it detaches them */
-const volatile __u32 wake_bytes = 1 << 16; /* wake the reader when so much waits in a ring */
+const volatile __u32 wake_bytes = 1 << 16; /* wake the reader when so much waits in a ring; a power of two */
 
 /*
  * One socket's first flow. The counts are what is not reported yet: every report takes them with an exchange, so
@@ -143,8 +143,13 @@ static __always_inline void tally(__u32 which, __u64 n)
 		__sync_fetch_and_add(v, n);
 }
 
-/* Wake the reader for a quarter of a ring, not for every report: a wake-up costs ten times the report itself. */
-static __always_inline __u64 wake(void *ring)
+/*
+ * Wake the reader for every quarter of a ring that fills, not for every report: a wake-up costs ten times the report
+ * itself. A few reports around the mark wake, because two CPUs may step over it together.
+ */
+static __always_inline __u64 wake(void *ring, __u32 size)
 {
-	return bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) >= wake_bytes ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+	__u64 waiting = bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA);
+
+	return waiting >= wake_bytes && (waiting & (wake_bytes - 1)) < 2 * size ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }

@@ -192,7 +192,7 @@ int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct l
 	if (!room)
 		return 0;
 	at = build(room, task, bprm, KIND_EXEC, &size);
-	if (!at || at > PATH_END || size > REPORT_MAX || bpf_ringbuf_output(&processes, &room->data[at], size, wake(&processes)))
+	if (!at || at > PATH_END || size > REPORT_MAX || bpf_ringbuf_output(&processes, &room->data[at], size, wake(&processes, size)))
 		tally(TALLY_LOST_EXEC, 1);
 	return 0;
 }
@@ -230,7 +230,7 @@ int BPF_PROG(sched_process_fork, struct task_struct *parent, struct task_struct 
 	r.process.exec = child->self_exec_id;
 	r.process.start = child->start_boottime;
 	identify(&r.parent, parent);
-	if (bpf_ringbuf_output(&processes, &r, sizeof(r), wake(&processes)))
+	if (bpf_ringbuf_output(&processes, &r, sizeof(r), wake(&processes, sizeof(r))))
 		tally(TALLY_LOST_FORK, 1);
 	return 0;
 }
@@ -245,7 +245,7 @@ int BPF_PROG(sched_process_exit, struct task_struct *task)
 	r.kind = KIND_EXIT;
 	r.size = sizeof(r);
 	identify(&r.process, task);
-	if (bpf_ringbuf_output(&processes, &r, sizeof(r), wake(&processes)))
+	if (bpf_ringbuf_output(&processes, &r, sizeof(r), wake(&processes, sizeof(r))))
 		tally(TALLY_LOST_EXIT, 1);
 	return 0;
 }

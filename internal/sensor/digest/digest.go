@@ -1,0 +1,211 @@
+// Package digest gives the sha256 of the executables that processes run. It belongs to the root wing and is the
+// only place there that opens files which strangers chose: each is opened as a mere reference first, is read only
+// when it is a regular file and is the very file that the kernel named (device, inode, size, change
+// time), and is looked at again after reading. What cannot be proven gets a reason in words instead of a digest. Results are kept by
+// file identity; the caller is never blocked; the reading is bounded, of low priority, and outlives a file system that
+// does not answer.
+package digest
+
+import (
+	"context"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/picosnitch/picosnitch/internal/event"
+)
+
+// Defaults of Options.
+const (
+	DefaultProc    = "/proc"
+	DefaultWorkers = 1
+	DefaultQueue   = 1024
+	DefaultCache   = 8192
+	DefaultMaxSize = 4 << 30
+	DefaultStall   = time.Minute
+)
+
+// Reasons for which there is no digest; they are shown to the user. ReasonErrno and ReasonRead are followed by the
+// system's words.
+const (
+	ReasonBusy     = "too many executables at once"
+	ReasonKernel   = "kernel thread"
+	ReasonGone     = "gone before it could be opened"
+	ReasonReplaced = "replaced before it could be opened"
+	ReasonChanged  = "changed while it was read"
+	ReasonTouched  = "renamed, unlinked or changed between its start and the reading"
+	ReasonDenied   = "unreadable: permission denied"
+	ReasonFUSE     = "unreadable: a file system only its user can read (FUSE)"
+	ReasonSize     = "too large to hash"
+	ReasonNoFile   = "not a regular file"
+	ReasonFiles    = "too many open files: raise \"Set RLIMIT_NOFILE\""
+	ReasonStalled  = "its file system does not answer"
+	ReasonUnknown  = "neither its process nor its path is known"
+	ReasonErrno    = "could not be opened"
+	ReasonRead     = "could not be read"
+	ReasonYoung    = "ended, and too young to prove that it was not replaced"
+)
+
+// Options of New; zero values mean the defaults.
+type Options struct {
+	Proc    string        // where proc is mounted
+	Workers int           // files read at once
+	Queue   int           // jobs that wait at most; more are refused with ReasonBusy
+	Cache   int           // results kept; the oldest goes first
+	MaxSize int64         // bytes of a file; larger ones are refused with ReasonSize
+	Stall   time.Duration // without a byte read for so long, a file system is given up and its worker replaced
+}
+
+// Result is what became of a job.
+type Result struct {
+	Process    event.ProcessID // that was asked for first; of other processes with the same File the same is true
+	Executable event.Executable
+	// Unconfirmed is the digest when Executable.Reason is ReasonTouched: the file was opened through the running process
+	// and is the right inode with the right size, but its change time moved, as unlink and rename make
+	// it. A program that runs cannot be written to, so this is the right digest if and only if the process has not
+	// executed anything else before the result came. Only the owner of the process table can know that.
+	Unconfirmed string
+}
+
+// Stats are totals since New, but for Waiting and Cached, which are now.
+type Stats struct {
+	Hashed  uint64 // files read to the end
+	Bytes   uint64 // of them
+	Hits    uint64 // Wants answered from the cache
+	Evicted uint64 // results that went from the full cache
+	Stuck   int    // workers that wait for a file system that does not answer
+	Waiting int
+	Cached  int
+	Failed  map[string]uint64 // by reason: a Reason… constant (without the system's words)
+}
+
+// known remembers failures per process: another process with the same file may have more luck.
+type cacheKey struct {
+	file    event.FileID
+	process event.ProcessID // zero for digests of a known file
+}
+
+type job struct {
+	key   cacheKey
+	procs []event.Process // that have this file; the first asked first
+}
+
+// maxProcs is how many processes a job remembers: if one is gone, another may still show the file.
+const maxProcs = 4
+
+// Digester hashes executables. Make it with New, and call Run.
+type Digester struct {
+	o       Options
+	results chan Result
+	wake    chan struct{} // capacity 1: there may be a job
+
+	mu      sync.Mutex // guards all below
+	queue   []*job
+	pending map[cacheKey]*job // queued or being read
+	cache   map[cacheKey]event.Executable
+	order   []cacheKey // of cache, oldest first
+	stats   Stats
+}
+
+// New returns a Digester that does nothing before Run, but queues.
+func New(o Options) *Digester {
+	if o.Proc == "" {
+		o.Proc = DefaultProc
+	}
+	if o.Workers <= 0 {
+		o.Workers = DefaultWorkers
+	}
+	if o.Queue <= 0 {
+		o.Queue = DefaultQueue
+	}
+	if o.Cache <= 0 {
+		o.Cache = DefaultCache
+	}
+	if o.MaxSize <= 0 {
+		o.MaxSize = DefaultMaxSize
+	}
+	if o.Stall <= 0 {
+		o.Stall = DefaultStall
+	}
+	return &Digester{
+		o:       o,
+		results: make(chan Result, 64),
+		wake:    make(chan struct{}, 1),
+		pending: make(map[cacheKey]*job),
+		cache:   make(map[cacheKey]event.Executable),
+		stats:   Stats{Failed: make(map[string]uint64)},
+	}
+}
+
+// Results delivers what became of the jobs. Workers wait while it is full (64), so it must be read; Want does not.
+func (d *Digester) Results() <-chan Result { return d.results }
+
+// Want asks for the digest of the file that p executes. It never blocks. When the answer is known (a digest of
+// the same file, a failure for the same process and file, no digest possible, or the queue is full) it is returned with
+// true; the last is not remembered, so p may be wanted again. Else a Result follows.
+func (d *Digester) Want(p event.Process) (event.Executable, bool) {
+	if p.Kernel {
+		return event.Executable{File: p.File, Path: p.Path, Reason: ReasonKernel}, true
+	}
+	key := keyOf(p)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, k := range []cacheKey{key, {p.File, p.ID}} {
+		if exe, ok := d.cache[k]; ok {
+			d.stats.Hits++
+			exe.Path = p.Path
+			return exe, true
+		}
+	}
+	if j := d.pending[key]; j != nil {
+		if len(j.procs) < maxProcs {
+			j.procs = append(j.procs, p)
+		}
+		return event.Executable{}, false
+	}
+	if len(d.queue) >= d.o.Queue {
+		d.stats.Failed[ReasonBusy]++
+		return event.Executable{File: p.File, Path: p.Path, Reason: ReasonBusy}, true
+	}
+	j := &job{key: key, procs: []event.Process{p}}
+	d.pending[key] = j
+	d.queue = append(d.queue, j)
+	d.poke()
+	return event.Executable{}, false
+}
+
+// Forget drops what is known of file: it was seen to be written to. A reading that runs is not affected: it
+// checks by itself.
+func (d *Digester) Forget(file event.FileID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.cache, cacheKey{file: file})
+}
+
+// Stats returns the counts.
+func (d *Digester) Stats() Stats {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.stats
+	s.Waiting, s.Cached = len(d.queue), len(d.cache)
+	s.Failed = maps.Clone(s.Failed)
+	return s
+}
+
+// Run reads files until ctx is done, and returns nil then. Workers that hang in a file system are left behind.
+func (d *Digester) Run(ctx context.Context) error { return d.run(ctx) }
+
+func keyOf(p event.Process) cacheKey {
+	if p.File.IsZero() {
+		return cacheKey{process: p.ID}
+	}
+	return cacheKey{file: p.File}
+}
+
+// poke wakes one worker.
+func (d *Digester) poke() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,315 @@
+package digest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/picosnitch/picosnitch/internal/event"
+)
+
+// Magic numbers of statfs(2): file systems whose device in stat is not that of the kernel's inode.
+const (
+	magicFUSE    = unix.FUSE_SUPER_MAGIC
+	magicOverlay = unix.OVERLAYFS_SUPER_MAGIC
+	magicBtrfs   = unix.BTRFS_SUPER_MAGIC
+)
+
+// young is the greatest difference between an exec and a change time of the same tick (10 ms with HZ=100), with
+// some room for the error of the wall clock.
+const young = 20 * time.Millisecond
+
+// pathMax is PATH_MAX of linux/limits.h.
+const pathMax = 4096
+
+// tick is the unit of the start time in /proc/PID/stat.
+const tick = 10_000_000
+
+// problem is why a file was not hashed.
+type problem struct {
+	reason string // a Reason… constant
+	detail error  // the system's words, or nil
+}
+
+func (p *problem) Error() string {
+	if p.detail == nil {
+		return p.reason
+	}
+	return p.reason + ": " + p.detail.Error()
+}
+
+func because(reason string) *problem { return &problem{reason: reason} }
+
+// opened is a file that may be read.
+type opened struct {
+	fd     int
+	stat   unix.Stat_t
+	exact  bool // it is the file that the kernel named; else only its change time differs
+	static bool // programs that run from this file system cannot be written to
+}
+
+// open returns the file that p executes. Of several failures the one that tells the user most is returned.
+func (d *Digester) open(p event.Process) (*opened, *problem) {
+	path, plain := rawPath(p.Path)
+	plain = plain && !p.File.IsZero() // without an identity nothing but the process can tell which file is meant
+	if p.ID.PID == 0 && p.Path == "" {
+		return nil, because(ReasonUnknown)
+	}
+	worst := because(ReasonGone)
+	if age := p.Started - p.File.Ctime; plain && age > -int64(young) && age < int64(young) {
+		// Written, executed, ended and written again within one tick of the coarse clock: the change time may be
+		// the same. While the program runs it cannot be written to.
+		plain, worst = false, because(ReasonYoung)
+	}
+	note := func(why *problem) {
+		if worst.reason == ReasonGone || worst.reason == ReasonYoung && why.reason != ReasonGone {
+			worst = why
+		}
+	}
+	if dir, ok := d.processDir(p.ID); ok {
+		defer unix.Close(dir)
+		o, why := d.through(p.File, true, func() (int, error) { return unix.Openat(dir, "exe", unix.O_PATH|unix.O_CLOEXEC, 0) })
+		if o != nil {
+			return o, nil
+		}
+		note(why)
+		if plain {
+			root, err := unix.Openat(dir, "root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			if err == nil {
+				defer unix.Close(root)
+				o, why = d.through(p.File, false, func() (int, error) { return openPath(root, path) })
+				if o != nil {
+					return o, nil
+				}
+				note(why)
+			}
+		}
+	}
+	if plain {
+		o, why := d.through(p.File, false, func() (int, error) { return openPath(unix.AT_FDCWD, path) })
+		if o != nil {
+			return o, nil
+		}
+		note(why)
+	}
+	return nil, worst
+}
+
+// through opens a file, first as a reference: opening a device or a pipe for reading has effects, and a stranger chose
+// the path.
+func (d *Digester) through(want event.FileID, running bool, open func() (int, error)) (*opened, *problem) {
+	ref, err := open()
+	if err != nil {
+		return nil, errno(ReasonErrno, err)
+	}
+	defer unix.Close(ref)
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(ref, &fs); err != nil {
+		fs.Type = 0
+	}
+	o := &opened{fd: -1}
+	if err := unix.Fstat(ref, &o.stat); err != nil {
+		return nil, denied(errno(ReasonErrno, err), fs.Type)
+	}
+	switch compare(want, &o.stat, fs.Type) {
+	case same:
+		o.exact = true
+	case moved:
+		if !running {
+			return nil, because(ReasonReplaced)
+		}
+		if fs.Type == magicOverlay || fs.Type == magicFUSE || fs.Type == unix.NFS_SUPER_MAGIC {
+			// The bytes may be changed behind the file that runs.
+			return nil, because(ReasonTouched)
+		}
+	default:
+		return nil, because(ReasonReplaced)
+	}
+	if o.stat.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, because(ReasonNoFile)
+	}
+	if o.stat.Size > d.o.MaxSize {
+		return nil, because(ReasonSize)
+	}
+	// A process may not be able to open its own descriptors through a foreign proc: this is always our own.
+	o.fd, err = unix.Open("/proc/self/fd/"+strconv.Itoa(ref), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, denied(errno(ReasonErrno, err), fs.Type)
+	}
+	return o, nil
+}
+
+// What compare found.
+const (
+	other = iota
+	moved // the same inode and size, but the change time differs
+	same
+)
+
+// compare tells whether a file is the one that the kernel named. On btrfs and overlayfs stat tells a device of its own;
+// there inode, size and change time must do. A zero identity is met by every file.
+func compare(want event.FileID, st *unix.Stat_t, magic int64) int {
+	switch {
+	case want.IsZero():
+		return same
+	case want.Inode != st.Ino || want.Size != st.Size:
+		return other
+	case want.Device != st.Dev && magic != magicBtrfs && magic != magicOverlay:
+		return other
+	case want.Ctime == st.Ctim.Nano():
+		return same
+	case want.Device != st.Dev:
+		return other // only the change time could have told files of two subvolumes apart
+	}
+	return moved
+}
+
+// identity is the FileID of a file as stat tells it.
+func identity(st *unix.Stat_t) event.FileID {
+	return event.FileID{Device: st.Dev, Inode: st.Ino, Ctime: st.Ctim.Nano(), Size: st.Size}
+}
+
+// processDir opens /proc/PID if it is still the process of id: what is opened below it later belongs to that
+// process or fails, even when the pid is used again.
+func (d *Digester) processDir(id event.ProcessID) (int, bool) {
+	if id.PID == 0 {
+		return -1, false
+	}
+	dir, err := unix.Open(filepath.Join(d.o.Proc, strconv.FormatUint(uint64(id.PID), 10)), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, false
+	}
+	start, err := startTime(dir)
+	if err != nil || start != id.Start/tick {
+		unix.Close(dir)
+		return -1, false
+	}
+	return dir, true
+}
+
+// startTime is field 22 of dir/stat, in ticks since boot.
+func startTime(dir int) (uint64, error) {
+	fd, err := unix.Openat(dir, "stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	var buf [4096]byte
+	n, err := unix.Read(fd, buf[:])
+	if err != nil {
+		return 0, err
+	}
+	// The name in parentheses may hold anything, also parentheses; nothing after it does.
+	field := bytes.Fields(buf[bytes.LastIndexByte(buf[:n], ')')+1 : n])
+	if len(field) < 20 {
+		return 0, errors.New("unexpected format")
+	}
+	return strconv.ParseUint(string(field[19]), 10, 64)
+}
+
+// openPath opens an absolute path below root as a reference. The kernel walked it from directory entries, so it has
+// no symbolic links: whoever puts one there is not followed.
+func openPath(root int, path string) (int, error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS}
+	if root != unix.AT_FDCWD {
+		how.Resolve |= unix.RESOLVE_IN_ROOT
+	}
+	fd, err := unix.Openat2(root, path, &how)
+	if errors.Is(err, unix.EACCES) {
+		// Root is refused the search: the folder that is still to be had tells whose fault it is.
+		for up := filepath.Dir(path); ; up = filepath.Dir(up) {
+			dir, failed := unix.Openat2(root, up, &how)
+			if failed != nil && up != "/" {
+				continue
+			}
+			var fs unix.Statfs_t
+			if failed == nil && unix.Fstatfs(dir, &fs) == nil && fs.Type == magicFUSE {
+				err = errFUSE
+			}
+			unix.Close(dir)
+			return -1, err
+		}
+	}
+	if errors.Is(err, unix.ENOSYS) { // a seccomp filter: every kernel that we run on has it
+		if root != unix.AT_FDCWD {
+			return -1, unix.ENOENT
+		}
+		return unix.Open(path, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	}
+	return fd, err
+}
+
+// errFUSE is EACCES from a FUSE mount.
+var errFUSE = errors.New("only the user of the mount may read it")
+
+// errno makes a problem of a system error.
+func errno(reason string, err error) *problem {
+	switch {
+	case errors.Is(err, errFUSE):
+		return because(ReasonFUSE)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH), errors.Is(err, unix.ENOTDIR):
+		return because(ReasonGone)
+	case errors.Is(err, unix.ELOOP):
+		return because(ReasonReplaced)
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return because(ReasonDenied)
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		return because(ReasonFiles)
+	}
+	return &problem{reason: reason, detail: err}
+}
+
+// denied tells apart the one refusal that root meets on a usual desktop.
+func denied(p *problem, magic int64) *problem {
+	if p.reason == ReasonDenied && magic == magicFUSE {
+		return because(ReasonFUSE)
+	}
+	return p
+}
+
+// rawPath undoes event.Text. False: it is not a path that can be opened.
+func rawPath(text string) (string, bool) {
+	raw := make([]byte, 0, len(text))
+	for rest := text; rest != ""; {
+		if rest[0] != '\\' {
+			raw = append(raw, rest[0])
+			rest = rest[1:]
+			continue
+		}
+		b, n, err := unescape(rest)
+		if err != nil {
+			return "", false
+		}
+		raw = append(raw, b...)
+		rest = rest[n:]
+	}
+	if len(raw) == 0 || raw[0] != '/' || bytes.IndexByte(raw, 0) >= 0 || len(raw) >= pathMax {
+		return "", false
+	}
+	return string(raw), true
+}
+
+// unescape reads one of \\, \xNN and \u{N} at the beginning of s, and how long it is.
+func unescape(s string) ([]byte, int, error) {
+	switch {
+	case len(s) >= 2 && s[1] == '\\':
+		return []byte{'\\'}, 2, nil
+	case len(s) >= 4 && s[1] == 'x':
+		v, err := strconv.ParseUint(s[2:4], 16, 8)
+		return []byte{byte(v)}, 4, err
+	case len(s) >= 5 && s[1] == 'u' && s[2] == '{':
+		for i := 3; i < len(s) && i < 12; i++ {
+			if s[i] == '}' {
+				v, err := strconv.ParseUint(s[3:i], 16, 21)
+				return []byte(string(rune(v))), i + 1, err
+			}
+		}
+	}
+	return nil, 0, fmt.Errorf("no escape: %w", os.ErrInvalid)
+}

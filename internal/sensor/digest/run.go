@@ -1,0 +1,316 @@
+package digest
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/picosnitch/picosnitch/internal/event"
+)
+
+const (
+	// chunk is read at once: large enough for sha256 to run at full speed, small enough for the caches of the processor.
+	chunk = 256 << 10
+	// tries is how often a file whose identity nobody named is read again when it changed meanwhile.
+	tries = 3
+	// maxStuck is how many workers may hang in file systems before there are no more replacements.
+	maxStuck = 16
+	// fresh is how old a change time must be for a digest to be kept: two changes within one tick of the kernel's
+	// coarse clock (up to 10 ms; before Linux 6.13) share it.
+	fresh = 50 * time.Millisecond
+	// niceness and priority are the lowest that still make progress on a busy machine.
+	niceness = 19
+	priority = 2<<13 | 7 // IOPRIO_CLASS_BE, level 7: ioprio_set(2)
+)
+
+// worker reads one file after the other.
+type worker struct {
+	mu    sync.Mutex // guards all below
+	job   *job       // nil: waits for one
+	since int64      // value of progress at the last look
+	quiet time.Time  // since then it has not moved
+	given bool       // given up: it ends when its file system answers
+
+	progress atomic.Int64 // bytes and jobs
+}
+
+func (d *Digester) run(ctx context.Context) error {
+	var wg sync.WaitGroup // of the workers; those that hang are not waited for
+	var workers []*worker
+	start := func() {
+		w := &worker{}
+		workers = append(workers, w)
+		wg.Go(func() { d.work(ctx, w, &wg) })
+	}
+	for range d.o.Workers {
+		start()
+	}
+	look := time.NewTicker(max(d.o.Stall/4, time.Millisecond))
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			d.leave(&wg)
+			return nil
+		case now := <-look.C:
+			kept := workers[:0]
+			missing := 0
+			for _, w := range workers {
+				if j := w.stalled(now, d.o.Stall, d.mayReplace()); j != nil {
+					d.finish(ctx, j, event.Executable{}, "", maxProcs, because(ReasonStalled))
+					d.count(func(s *Stats) { s.Stuck++ })
+					missing++
+					continue
+				}
+				kept = append(kept, w)
+			}
+			workers = kept
+			for range missing {
+				start()
+			}
+		}
+	}
+}
+
+// leave waits for the workers, which see the end of the context after the current chunk, but not for those that
+// hang.
+func (d *Digester) leave(wg *sync.WaitGroup) {
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(time.Second):
+	}
+}
+
+func (d *Digester) mayReplace() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.stats.Stuck < maxStuck
+}
+
+func (d *Digester) count(change func(*Stats)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	change(&d.stats)
+}
+
+// stalled gives the worker up when it has not moved for a while, and returns its job.
+func (w *worker) stalled(now time.Time, limit time.Duration, may bool) *job {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p := w.progress.Load(); w.job == nil || p != w.since || w.quiet.IsZero() {
+		w.since, w.quiet = p, now
+		return nil
+	}
+	if now.Sub(w.quiet) < limit || !may {
+		return nil
+	}
+	w.given = true
+	return w.job
+}
+
+// set makes j the worker's job; nil after it. False: the worker was given up, and the job was answered.
+func (w *worker) set(j *job) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.progress.Add(1)
+	w.job = j
+	return !w.given
+}
+
+func (d *Digester) work(ctx context.Context, w *worker, wg *sync.WaitGroup) {
+	// The priorities are the thread's; it ends with this goroutine because it is never unlocked. Without them the
+	// digests are right too, so errors do not matter.
+	runtime.LockOSThread()
+	tid := unix.Gettid()
+	_ = unix.Setpriority(unix.PRIO_PROCESS, tid, niceness)
+	_, _, _ = unix.RawSyscall(unix.SYS_IOPRIO_SET, 1 /* IOPRIO_WHO_PROCESS */, uintptr(tid), priority)
+	buf := make([]byte, chunk)
+	for {
+		j := d.next(ctx)
+		if j == nil {
+			return
+		}
+		w.set(j)
+		exe, unconfirmed, tried, why := d.hash(ctx, w, j, buf)
+		if !w.set(nil) {
+			d.count(func(s *Stats) { s.Stuck-- })
+			return
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		d.finish(ctx, j, exe, unconfirmed, tried, why)
+	}
+}
+
+// next waits for a job; nil when ctx is done.
+func (d *Digester) next(ctx context.Context) *job {
+	for {
+		d.mu.Lock()
+		if len(d.queue) > 0 {
+			j := d.queue[0]
+			d.queue[0] = nil
+			d.queue = d.queue[1:]
+			if len(d.queue) > 0 {
+				d.poke()
+			}
+			d.mu.Unlock()
+			return j
+		}
+		d.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.wake:
+		}
+	}
+}
+
+// hash tries the job's processes in turn, and tells how many. The Executable has no Path yet.
+func (d *Digester) hash(ctx context.Context, w *worker, j *job, buf []byte) (event.Executable, string, int, *problem) {
+	why := because(ReasonGone)
+	for i := 0; ; i++ {
+		d.mu.Lock()
+		if i >= len(j.procs) {
+			d.mu.Unlock()
+			return event.Executable{}, "", i, why
+		}
+		p := j.procs[i]
+		d.mu.Unlock()
+		exe, unconfirmed, failed := d.one(ctx, w, p, buf)
+		// A touched file would be the same through another process, but the digest belongs to the process
+		// that it was opened through: only the first one is answered for.
+		if failed == nil || failed.reason == ReasonTouched && i == 0 {
+			return exe, unconfirmed, i + 1, failed
+		}
+		if i == 0 || why.reason == ReasonGone {
+			why = failed
+		}
+	}
+}
+
+// one hashes what p executes.
+func (d *Digester) one(ctx context.Context, w *worker, p event.Process, buf []byte) (event.Executable, string, *problem) {
+	for range tries {
+		o, why := d.open(p)
+		if why != nil {
+			return event.Executable{File: p.File}, "", why
+		}
+		sum, why := d.read(ctx, w, o, buf)
+		if why == nil {
+			exe := event.Executable{File: p.File, SHA256: sum}
+			if p.File.IsZero() {
+				exe.File = identity(&o.stat)
+			}
+			if !o.exact {
+				return event.Executable{File: p.File}, sum, because(ReasonTouched)
+			}
+			return exe, "", nil
+		}
+		// A change of the change time only (an unlink while it was read) shows as moved when it is opened again.
+		if why.reason != ReasonChanged {
+			return event.Executable{File: p.File}, "", why
+		}
+	}
+	return event.Executable{File: p.File}, "", because(ReasonChanged)
+}
+
+// read hashes and closes o, and proves that it did not change meanwhile.
+func (d *Digester) read(ctx context.Context, w *worker, o *opened, buf []byte) (string, *problem) {
+	defer unix.Close(o.fd)
+	var before, after unix.Stat_t
+	if err := unix.Fstat(o.fd, &before); err != nil {
+		return "", errno(ReasonRead, err)
+	}
+	if identity(&before) != identity(&o.stat) {
+		return "", because(ReasonChanged)
+	}
+	_ = unix.Fadvise(o.fd, 0, 0, unix.FADV_SEQUENTIAL) // only a wish
+	sum := sha256.New()
+	var size int64
+	for {
+		if err := ctx.Err(); err != nil {
+			return "", &problem{ReasonRead, err}
+		}
+		n, err := unix.Read(o.fd, buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return "", errno(ReasonRead, err)
+		}
+		if n == 0 {
+			break
+		}
+		sum.Write(buf[:n])
+		size += int64(n)
+		w.progress.Add(int64(n))
+		if size > before.Size { // it grows: whoever does this must not keep us reading
+			return "", because(ReasonChanged)
+		}
+	}
+	if err := unix.Fstat(o.fd, &after); err != nil {
+		return "", errno(ReasonRead, err)
+	}
+	if identity(&after) != identity(&before) || size != before.Size {
+		return "", because(ReasonChanged)
+	}
+	d.count(func(s *Stats) { s.Hashed++; s.Bytes += uint64(size) })
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// finish remembers and delivers what became of j, for which the first tried processes were asked.
+func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unconfirmed string, tried int, why *problem) {
+	d.mu.Lock()
+	procs := j.procs
+	delete(d.pending, j.key)
+	exe.Path = procs[0].Path
+	if why != nil {
+		exe.File, exe.SHA256, exe.Reason = procs[0].File, "", why.Error()
+		d.stats.Failed[why.reason]++
+		for i, p := range procs {
+			if i < tried && why.reason != ReasonFiles {
+				d.keep(cacheKey{p.File, p.ID}, exe)
+			}
+		}
+		if tried < len(procs) { // they came after the last try, and may have more luck
+			again := &job{key: j.key, procs: procs[tried:]}
+			d.pending[j.key] = again
+			d.queue = append(d.queue, again)
+			d.poke()
+		}
+	} else if j.key.file.IsZero() {
+		d.keep(cacheKey{process: procs[0].ID}, exe)
+	} else if age := time.Since(time.Unix(0, exe.File.Ctime)); age > fresh || age < -fresh {
+		d.keep(j.key, exe)
+	}
+	d.mu.Unlock()
+	select {
+	case d.results <- Result{Process: procs[0].ID, Executable: exe, Unconfirmed: unconfirmed}:
+	case <-ctx.Done():
+	}
+}
+
+// keep puts exe into the cache. d.mu is held.
+func (d *Digester) keep(key cacheKey, exe event.Executable) {
+	if _, ok := d.cache[key]; !ok {
+		for len(d.order) >= d.o.Cache {
+			if _, ok := d.cache[d.order[0]]; ok {
+				d.stats.Evicted++
+				delete(d.cache, d.order[0])
+			}
+			d.order = d.order[1:]
+		}
+		d.order = append(d.order, key)
+	}
+	d.cache[key] = exe
+}

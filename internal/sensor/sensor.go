@@ -1,0 +1,421 @@
+// Package sensor is the part that runs as root: it wires the rooms of its wing into one stream of events. The kernel
+// side counts and reports, identity knows who it is, digest reads the executables, outlet brings the lines to the recorder.
+// It opens no network connection, writes no user's file and parses nothing that came from the network.
+//
+// One goroutine owns the kernel's door and the process table; the outlet and the digest workers have their own.
+package sensor
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/sensor/digest"
+	"github.com/picosnitch/picosnitch/internal/sensor/identity"
+	"github.com/picosnitch/picosnitch/internal/sensor/kernel"
+	"github.com/picosnitch/picosnitch/internal/sensor/outlet"
+	"github.com/picosnitch/picosnitch/internal/sensor/procfs"
+)
+
+// Options of Run and Doctor.
+type Options struct {
+	Program   string        // version of picosnitch
+	Bandwidth bool          // false: connections only
+	RingPages int           // size of each ring buffer, in pages
+	HookSet   string        // "" for the best that works
+	Interval  time.Duration // between drains; 0 is one second
+	Logger    *slog.Logger
+	OnReady   func(event.Hello) // called once, when the hooks are on and the self-test is done
+	// Connect starts a recorder and returns the sensor's end of its stream. Called again, with back-off, when the stream ends.
+	Connect func(ctx context.Context) (io.ReadWriteCloser, error)
+	// Notices are lines for the user from whoever runs the sensor; may be nil.
+	Notices <-chan event.Notice
+}
+
+const (
+	// grace is how long the recorder has for its last window.
+	grace = 10 * time.Second
+	// imageGrace is how long an image is kept after its end: sockets that the kernel closes on its behalf come late.
+	imageGrace = 30 * time.Second
+	// packetIdle is how long the packet hooks stay on without being used.
+	packetIdle = time.Minute
+)
+
+// ErrHooks is returned, wrapped with what to do, when the kernel does not let us in.
+var ErrHooks = kernel.ErrNoHookSet
+
+// loop is the state of the one goroutine that owns the kernel's door.
+type loop struct {
+	o        Options
+	log      *slog.Logger
+	hooks    *kernel.Hooks
+	table    *identity.Table
+	digester *digest.Digester
+	proc     procfs.FS
+	out      *outlet.Outlet
+	stream   *stream
+	tally    ledger
+	self     *selfTest // flows of our own process; the sensor has no other traffic
+	packets  packets
+	batch    uint64
+	told     map[string]time.Time // notices, by text, when last told
+}
+
+type packets struct {
+	wanted, on bool
+	used       uint64
+	since      time.Time // when used last changed
+}
+
+// Run watches until ctx is done, then flushes everything through the recorder.
+func Run(ctx context.Context, o Options) error {
+	l, err := newLoop(o)
+	if err != nil {
+		return err
+	}
+	defer l.hooks.Close()
+
+	hello, err := l.start(ctx)
+	if err != nil {
+		return err
+	}
+	if o.OnReady != nil {
+		o.OnReady(hello)
+	}
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	work, running := errgroup.WithContext(background)
+	flush, flushed := context.WithCancel(running)
+	defer flushed()
+	work.Go(func() error { return l.out.Run(flush, grace) })
+	hashing, hashed := context.WithCancel(running)
+	work.Go(func() error { return l.digester.Run(hashing) })
+	work.Go(func() error {
+		err := l.run(ctx)
+		hashed()
+		flushed() // the outlet sends what is queued and ends
+		return err
+	})
+	return work.Wait()
+}
+
+func newLoop(o Options) (*loop, error) {
+	if o.Interval == 0 {
+		o.Interval = time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	proc, err := procfs.Open(procfs.Root)
+	if err != nil {
+		return nil, err
+	}
+	hooks, err := kernel.Load(kernel.Options{HookSet: o.HookSet, Bandwidth: o.Bandwidth, RingPages: o.RingPages})
+	if err != nil {
+		return nil, err
+	}
+	l := &loop{
+		o: o, log: o.Logger, hooks: hooks, proc: proc,
+		table:    identity.New(identity.Options{Grace: imageGrace}),
+		digester: digest.New(digest.Options{}),
+		told:     map[string]time.Time{},
+	}
+	l.stream = newStream()
+	l.out = outlet.New(o.Connect, l.stream.preamble, l.stream.recorderFailed, o.Logger)
+	return l, nil
+}
+
+// start attaches the hooks, learns what already runs, and proves that counting works.
+func (l *loop) start(ctx context.Context) (event.Hello, error) {
+	if err := l.hooks.Attach(); err != nil {
+		return event.Hello{}, fmt.Errorf("%w: %w", ErrHooks, err)
+	}
+	if err := l.found(); err != nil {
+		return event.Hello{}, err
+	}
+	l.self = newSelfTest(uint32(os.Getpid()), l.o.Bandwidth)
+	checks := l.selfTest(ctx)
+	hello, err := l.hello(checks)
+	if err != nil {
+		return event.Hello{}, err
+	}
+	l.stream.setHello(hello)
+	if hello.SelfTest != "ok" {
+		l.notice("error", "the self-test failed: "+hello.SelfTest, "run `picosnitch doctor`; do not trust the figures")
+	}
+	for _, h := range hello.Hooks {
+		if !h.Attached && h.Error != "" && !waits(h) {
+			l.notice("warning", fmt.Sprintf("hook %s is not attached: %s; not seen: %s", h.Name, h.Error, h.Cost), "run `picosnitch doctor`")
+		}
+	}
+	return hello, nil
+}
+
+// waits reports whether a hook is off only because nothing needs it now.
+func waits(h event.Hook) bool { return h.Error == kernel.Waits }
+
+// found learns the processes that ran before us. The iterator does not give their arguments.
+func (l *loop) found() error {
+	err := l.hooks.Found(func(p event.Process) {
+		if !p.Kernel {
+			var err error
+			if p.Argv, p.ArgvCut, err = l.proc.Cmdline(p.ID.PID); err != nil {
+				l.log.Debug("arguments", "pid", p.ID.PID, "err", err)
+			}
+		}
+		l.table.Found(p)
+	})
+	if err != nil {
+		return fmt.Errorf("list running processes: %w", err)
+	}
+	return nil
+}
+
+func (l *loop) hello(checks []Check) (event.Hello, error) {
+	host, err := l.proc.Hostname()
+	if err != nil {
+		return event.Hello{}, err
+	}
+	boot, err := l.proc.BootID()
+	if err != nil {
+		return event.Hello{}, err
+	}
+	return event.Hello{
+		Version: event.Version, Stream: newStreamID(), Program: l.o.Program, Host: host, Boot: boot,
+		Started: time.Now().UnixNano(), PID: os.Getpid(), HookSet: l.hooks.Set(), Hooks: l.hooks.State(),
+		Bandwidth: l.o.Bandwidth, SelfTest: summary(checks),
+	}, nil
+}
+
+// run is the loop. It returns nil when ctx is done.
+func (l *loop) run(ctx context.Context) error {
+	next := time.Now().Add(l.o.Interval)
+	for ctx.Err() == nil {
+		if err := l.hooks.Wait(min(time.Until(next), 250*time.Millisecond)); err != nil {
+			return err
+		}
+		l.take(l.hooks.Processes(l))
+		l.switchPackets()
+		if now := time.Now(); now.Before(next) {
+			if !l.out.Full() {
+				l.take(0, l.hooks.Released(l, l.flow))
+			}
+			continue
+		}
+		next = time.Now().Add(l.o.Interval)
+		l.tick(false)
+	}
+	// Nothing is counted from here on, so that the last drain is complete.
+	if err := l.hooks.Detach(); err != nil {
+		l.notice("error", err.Error(), "")
+	}
+	l.tick(true)
+	return nil
+}
+
+// tick drains everything and closes a batch.
+func (l *loop) tick(final bool) {
+	if !final && l.out.Full() {
+		return // the recorder is behind: the counts are safe in the kernel
+	}
+	before, err := l.hooks.Tally()
+	l.take(0, err)
+	l.take(0, l.hooks.Drain(l, l.flow))
+	l.tally.drained(before, l.table.Stats())
+	l.digests()
+	l.notices()
+	for _, id := range l.table.Sweep(time.Now().UnixNano()) {
+		l.stream.exit(id, l.batch+1)
+	}
+	l.idlePackets(before.PacketUsed)
+	l.closeBatch(final)
+}
+
+func (l *loop) closeBatch(final bool) {
+	l.batch++
+	stats := l.out.Stats()
+	l.stream.forget(stats.Acked)
+	e := l.tally.event(l.batch, stats, l.digester.Stats())
+	e.Final = final
+	l.stream.write(&event.Event{Ledger: &e})
+	l.out.Send(l.stream.cut(l.batch))
+}
+
+// take notes what went wrong on the kernel's door and goes on: half of the truth with a loud error is better than none.
+func (l *loop) take(reports int, err error) {
+	l.tally.events += uint64(reports)
+	if err != nil {
+		l.notice("error", "reading from the kernel: "+err.Error(), "some events may be missing; please report this")
+	}
+}
+
+// notice tells the user something, the same text at most once a minute.
+func (l *loop) notice(level, text, hint string) {
+	if now := time.Now(); now.Sub(l.told[text]) > time.Minute {
+		if len(l.told) > 1000 {
+			clear(l.told)
+		}
+		l.told[text] = now
+		l.stream.write(&event.Event{Notice: &event.Notice{Level: level, Text: text, Hint: hint}})
+	}
+}
+
+func (l *loop) notices() {
+	for _, n := range l.stream.takeNotices() {
+		l.notice(n.Level, n.Text, n.Hint)
+	}
+	for {
+		select {
+		case n, open := <-l.o.Notices:
+			if !open {
+				l.o.Notices = nil
+				return
+			}
+			l.notice(n.Level, n.Text, n.Hint)
+		default:
+			return
+		}
+	}
+}
+
+// Exec implements kernel.Handler.
+func (l *loop) Exec(p event.Process) {
+	if p.ArgvCut && len(p.Argv) == 0 {
+		l.tally.argvLost++
+	}
+	l.table.Exec(p)
+}
+
+// Fork implements kernel.Handler.
+func (l *loop) Fork(child, parent event.ProcessID, at int64) { l.table.Fork(child, parent, at) }
+
+// Exit implements kernel.Handler.
+func (l *loop) Exit(id event.ProcessID) { l.table.Exit(id) }
+
+// WantPacket implements kernel.Handler.
+func (l *loop) WantPacket() { l.packets.wanted = true }
+
+// switchPackets turns the packet hooks on when a socket asked for them.
+func (l *loop) switchPackets() {
+	if !l.packets.wanted || l.packets.on {
+		return
+	}
+	l.packets.on, l.packets.since = true, time.Now()
+	if err := l.hooks.Packets(true); err != nil {
+		l.notice("warning", err.Error(), "the bytes and programs of raw sockets are right, their remote addresses are missing")
+	}
+}
+
+// idlePackets turns the packet hooks off when nothing used them for a while.
+func (l *loop) idlePackets(used uint64) {
+	if used != l.packets.used {
+		l.packets.used, l.packets.since = used, time.Now()
+	}
+	if l.packets.on && time.Since(l.packets.since) > packetIdle {
+		l.packets.on, l.packets.wanted = false, false
+		if err := l.hooks.Packets(false); err != nil {
+			l.notice("warning", err.Error(), "")
+		}
+	}
+}
+
+// flow takes one flow of the kernel into the stream.
+func (l *loop) flow(f *event.Flow) {
+	l.tally.events++
+	if l.self != nil && f.Process.PID == l.self.pid {
+		l.self.add(f)
+		l.tally.attribute(f)
+		return
+	}
+	p, ok := l.table.Resolve(f.Process)
+	if !ok || p.Path == "" && !p.Kernel {
+		if q, err := l.proc.Process(f.Process.PID); err == nil && procfs.SameProcess(q.ID, f.Process) {
+			l.table.Found(q)
+			p, ok = l.table.Resolve(f.Process)
+		}
+	}
+	if !ok {
+		p = event.Process{ID: f.Process, Source: event.SourceUnknown, UID: f.UID}
+	}
+	if p.Path == "" && !p.Kernel {
+		l.tally.unknown(f)
+	} else {
+		l.tally.attribute(f)
+	}
+	l.announce(p)
+	l.stream.flow(f)
+	if l.stream.large() {
+		l.closeBatch(false)
+	}
+}
+
+// announce writes a process before the first line that names it, its ancestors before it.
+func (l *loop) announce(p event.Process) {
+	if l.stream.knows(p.ID) {
+		return
+	}
+	up := l.table.Ancestors(p.ID)
+	for i := len(up) - 1; i >= 0; i-- {
+		l.introduce(up[i])
+	}
+	l.introduce(p)
+}
+
+func (l *loop) introduce(p event.Process) {
+	if !l.stream.process(p) {
+		return
+	}
+	if p.Source == event.SourceUnknown {
+		return
+	}
+	if x, known := l.digester.Want(p); known {
+		l.executable(x)
+	}
+}
+
+func (l *loop) executable(x event.Executable) {
+	if x.SHA256 == "" && x.Reason != digest.ReasonKernel {
+		l.tally.undigested++
+		l.notice("warning", fmt.Sprintf("%s was not hashed: %s", orUnknown(x.Path), x.Reason), "")
+	}
+	l.stream.executable(x)
+}
+
+func orUnknown(path string) string {
+	if path == "" {
+		return "an unknown executable"
+	}
+	return path
+}
+
+// digests takes in what the workers have read.
+func (l *loop) digests() {
+	for {
+		select {
+		case r := <-l.digester.Results():
+			x := r.Executable
+			if x.Reason == digest.ReasonTouched && r.Unconfirmed != "" && l.runs(r.Process) {
+				x.SHA256, x.Reason = r.Unconfirmed, ""
+			}
+			l.executable(x)
+		default:
+			return
+		}
+	}
+}
+
+// runs reports whether the process still runs this very image.
+func (l *loop) runs(id event.ProcessID) bool {
+	for live := range l.table.Live() {
+		if live == id {
+			return true
+		}
+	}
+	return false
+}
