@@ -43,6 +43,8 @@ const (
 	grace = 10 * time.Second
 	// imageGrace is how long an image is kept after its end: sockets that the kernel closes on its behalf come late.
 	imageGrace = 30 * time.Second
+	// lastDigestsWait is how long the end waits for executables that are being hashed.
+	lastDigestsWait = 3 * time.Second
 	// packetIdle is how long the packet hooks stay on without being used.
 	packetIdle = time.Minute
 )
@@ -195,9 +197,15 @@ func (l *loop) hello(checks []Check) (event.Hello, error) {
 
 // run is the loop. It returns nil when ctx is done.
 func (l *loop) run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() {
+		if err := l.hooks.Wake(); err != nil {
+			l.log.Error("stop", "err", err)
+		}
+	})
+	defer stop()
 	next := time.Now().Add(l.o.Interval)
 	for ctx.Err() == nil {
-		if err := l.hooks.Wait(min(time.Until(next), 250*time.Millisecond)); err != nil {
+		if err := l.hooks.Wait(time.Until(next)); err != nil {
 			return err
 		}
 		l.take(l.hooks.Processes(l))
@@ -215,8 +223,24 @@ func (l *loop) run(ctx context.Context) error {
 	if err := l.hooks.Detach(); err != nil {
 		l.notice("error", err.Error(), "")
 	}
+	l.lastDigests()
 	l.tick(true)
 	return nil
+}
+
+// lastDigests waits, within reason, for the executables of programs that were seen just before the end.
+func (l *loop) lastDigests() {
+	l.take(0, l.hooks.Drain(l, l.flow))
+	end := time.After(lastDigestsWait)
+	for l.digester.Pending() > 0 {
+		select {
+		case r := <-l.digester.Results():
+			l.digest(r)
+		case <-end:
+			return
+		case <-time.After(10 * time.Millisecond): // a job may have ended without one
+		}
+	}
 }
 
 // tick drains everything and closes a batch.
@@ -399,15 +423,19 @@ func (l *loop) digests() {
 	for {
 		select {
 		case r := <-l.digester.Results():
-			x := r.Executable
-			if x.Reason == digest.ReasonTouched && r.Unconfirmed != "" && l.runs(r.Process) {
-				x.SHA256, x.Reason = r.Unconfirmed, ""
-			}
-			l.executable(x)
+			l.digest(r)
 		default:
 			return
 		}
 	}
+}
+
+func (l *loop) digest(r digest.Result) {
+	x := r.Executable
+	if x.Reason == digest.ReasonTouched && r.Unconfirmed != "" && l.runs(r.Process) {
+		x.SHA256, x.Reason = r.Unconfirmed, ""
+	}
+	l.executable(x)
 }
 
 // runs reports whether the process still runs this very image.

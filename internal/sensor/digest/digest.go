@@ -192,6 +192,13 @@ func (d *Digester) Stats() Stats {
 	return s
 }
 
+// Pending is how many jobs will still have a Result.
+func (d *Digester) Pending() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.pending)
+}
+
 // Run reads files until ctx is done, and returns nil then. Workers that hang in a file system are left behind.
 func (d *Digester) Run(ctx context.Context) error { return d.run(ctx) }
 

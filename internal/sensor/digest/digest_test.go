@@ -400,6 +400,34 @@ func TestChangedWhileRead(t *testing.T) {
 	}
 }
 
+func TestChangedInTheMiddle(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "prog")
+	file(t, path, nil)
+	if err := os.Truncate(path, 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	d := New(Options{})
+	o, why := d.open(onDisk(t, path))
+	if why != nil {
+		t.Fatal(why)
+	}
+	w := &worker{}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for end := time.Now().Add(patience); w.progress.Load() == 0 && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
+		}
+		if err := os.Chmod(path, 0o700); err != nil {
+			t.Error(err)
+		}
+	})
+	if sum, why := d.read(context.Background(), w, o, make([]byte, chunk)); why == nil || why.reason != ReasonChanged {
+		t.Errorf("got %q, %v; want %q", sum, why, ReasonChanged)
+	}
+	wg.Wait()
+}
+
 // TestNoWrongDigestUnderSwaps lets a stranger swap the file as fast as possible: the digest is that of the named file or
 // there is none.
 func TestNoWrongDigestUnderSwaps(t *testing.T) {

@@ -130,13 +130,22 @@ func TestFUSEOfAnotherUser(t *testing.T) {
 	dir := mountFUSE(t, user, content, false)
 	d := start(t, Options{})
 
-	cmd := exec.Command(filepath.Join(dir, "prog"), "1000")
+	// The shell executes it, not this test: exec stops the threads of the one that calls it, and this one must serve the file.
+	cmd := exec.Command("/bin/sh", "-c", `exec "$0" 1000`, filepath.Join(dir, "prog"))
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", cmd.Process.Pid)); exe == filepath.Join(dir, "prog") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the program did not start")
+		}
+	}
 	proc, err := unix.Open(fmt.Sprintf("/proc/%d", cmd.Process.Pid), unix.O_PATH, 0)
 	if err != nil {
 		t.Fatal(err)

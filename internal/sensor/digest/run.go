@@ -64,8 +64,8 @@ func (d *Digester) run(ctx context.Context) error {
 			missing := 0
 			for _, w := range workers {
 				if j := w.stalled(now, d.o.Stall, d.mayReplace()); j != nil {
-					d.finish(ctx, j, event.Executable{}, "", maxProcs, because(ReasonStalled))
 					d.count(func(s *Stats) { s.Stuck++ })
+					d.finish(ctx, j, event.Executable{}, "", maxProcs, because(ReasonStalled))
 					missing++
 					continue
 				}

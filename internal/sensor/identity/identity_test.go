@@ -162,6 +162,44 @@ func TestAncestorsOfTheDeadStayForTheGrace(t *testing.T) {
 	ended(t, table, 112*second, id(1, 1), id(2, 1))
 }
 
+// TestForkIsTheTruthAboutParents: neither another fork report nor an adopter changes it, and an exec with the number of
+// the fork does not touch the facts of the parent.
+func TestForkIsTheTruthAboutParents(t *testing.T) {
+	t.Parallel()
+	table := New(Options{})
+	table.Exec(program(id(1, 1), "/a"))
+	table.Exec(program(id(9, 1), "/z"))
+	table.Fork(id(2, 1), id(1, 1), 0)
+	table.Fork(id(2, 1), id(9, 1), 0)
+	known(t, table, id(2, 1), "/a", id(1, 1))
+	table.Fork(id(2, 2), id(9, 2), 0)
+	unknown(t, table, id(2, 2))
+	table.Exec(program(id(2, 1), "/b"))
+	known(t, table, id(2, 1), "/b", id(1, 1))
+	known(t, table, id(1, 1), "/a", event.ProcessID{})
+	table.Fork(id(1, 1), id(1, 0), 0)
+	known(t, table, id(1, 1), "/a", event.ProcessID{})
+	table.Fork(id(3, 2), id(1, 1), 0) // an exec lies between
+	if p := unknown(t, table, id(3, 2)); p.Parent != id(1, 1) {
+		t.Errorf("parent %v", p.Parent)
+	}
+}
+
+func TestManyProcessesInOneTick(t *testing.T) {
+	t.Parallel()
+	table := New(Options{})
+	nth := func(i uint64) event.ProcessID { return event.ProcessID{PID: 7, Start: 100*tick + i, Exec: 1} }
+	for i := range uint64(5) {
+		table.Exec(program(nth(i), fmt.Sprint(i)))
+	}
+	table.Exit(nth(2))
+	table.Sweep(0)
+	ended(t, table, 11*second, nth(2))
+	for _, i := range []uint64{0, 1, 3, 4} {
+		known(t, table, nth(i), fmt.Sprint(i), event.ProcessID{})
+	}
+}
+
 func TestEndlessForkingIsCutAtEight(t *testing.T) {
 	t.Parallel()
 	table := New(Options{})

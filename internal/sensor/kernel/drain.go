@@ -42,9 +42,17 @@ type buffers struct {
 
 const batch = 512 // entries of a table a system call
 
-// Wait blocks until the kernel wakes the reader, because a ring buffer fills, or until the timeout.
+// Wake ends a Wait, this one or the next. It may be called from any goroutine until Close.
+func (h *Hooks) Wake() error {
+	if _, err := unix.Write(h.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil && !errors.Is(err, unix.EAGAIN) {
+		return fmt.Errorf("wake the reader: %w", err)
+	}
+	return nil
+}
+
+// Wait blocks until the kernel wakes the reader, because a ring buffer fills, until Wake, or until the timeout.
 func (h *Hooks) Wait(timeout time.Duration) error {
-	var ev [2]unix.EpollEvent
+	var ev [3]unix.EpollEvent
 	_, err := unix.EpollWait(h.epoll, ev[:], int(max(timeout, 0)/time.Millisecond))
 	if err != nil && !errors.Is(err, unix.EINTR) {
 		return fmt.Errorf("wait for the kernel: %w", err)

@@ -33,6 +33,7 @@ type Hooks struct {
 	released   *ringbuf.Reader
 	processes  *ringbuf.Reader
 	epoll      int
+	wake       int        // eventfd
 	drains     *link.Iter // over the sockets' states
 	tables     [2]swap
 	tableUsed  uint64
@@ -54,7 +55,7 @@ func Load(o Options) (*Hooks, error) {
 	if pages == 0 {
 		pages = 64
 	}
-	h := &Hooks{set: set, bandwidth: o.Bandwidth, cgroupFD: -1, epoll: -1, refused: map[string]error{}, datagrams: newDatagrams()}
+	h := &Hooks{set: set, bandwidth: o.Bandwidth, cgroupFD: -1, epoll: -1, wake: -1, refused: map[string]error{}, datagrams: newDatagrams()}
 	h.cgroup, h.cgroupFD, h.noCgroup = cgroupRoot()
 	if err := h.load(hooks, pages*os.Getpagesize()); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %s: %w", ErrNoHookSet, set, err), h.Close())
@@ -155,8 +156,10 @@ func (h *Hooks) openRings() error {
 	if h.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return fmt.Errorf("epoll: %w", err)
 	}
-	for _, name := range []string{"released", "processes"} {
-		fd := h.collection.Maps[name].FD()
+	if h.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	for _, fd := range []int{h.collection.Maps["released"].FD(), h.collection.Maps["processes"].FD(), h.wake} {
 		// Edge-triggered: a ring is readable with a single report in it, but we only want the kernel's wake-ups.
 		ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(fd)}
 		if err := unix.EpollCtl(h.epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
@@ -195,13 +198,11 @@ func (h *Hooks) Close() error {
 	if h.processes != nil {
 		errs = append(errs, h.processes.Close())
 	}
-	if h.epoll >= 0 {
-		errs = append(errs, unix.Close(h.epoll))
-		h.epoll = -1
-	}
-	if h.cgroupFD >= 0 {
-		errs = append(errs, unix.Close(h.cgroupFD))
-		h.cgroupFD = -1
+	for _, fd := range []*int{&h.epoll, &h.wake, &h.cgroupFD} {
+		if *fd >= 0 {
+			errs = append(errs, unix.Close(*fd))
+			*fd = -1
+		}
 	}
 	if h.collection != nil {
 		h.collection.Close()
