@@ -43,8 +43,9 @@ const (
 	grace = 10 * time.Second
 	// imageGrace is how long an image is kept after its end: sockets that the kernel closes on its behalf come late.
 	imageGrace = 30 * time.Second
-	// lastDigestsWait is how long the end waits for executables that are being hashed.
-	lastDigestsWait = 3 * time.Second
+	// digestWait is how long a batch waits for executables that are met for the first time, lastDigestWait the last one.
+	digestWait     = 200 * time.Millisecond
+	lastDigestWait = 3 * time.Second
 	// packetIdle is how long the packet hooks stay on without being used.
 	packetIdle = time.Minute
 )
@@ -223,24 +224,10 @@ func (l *loop) run(ctx context.Context) error {
 	if err := l.hooks.Detach(); err != nil {
 		l.notice("error", err.Error(), "")
 	}
-	l.lastDigests()
+	l.take(0, l.hooks.Drain(l, l.flow))
+	l.awaitDigests(lastDigestWait)
 	l.tick(true)
 	return nil
-}
-
-// lastDigests waits, within reason, for the executables of programs that were seen just before the end.
-func (l *loop) lastDigests() {
-	l.take(0, l.hooks.Drain(l, l.flow))
-	end := time.After(lastDigestsWait)
-	for l.digester.Pending() > 0 {
-		select {
-		case r := <-l.digester.Results():
-			l.digest(r)
-		case <-end:
-			return
-		case <-time.After(10 * time.Millisecond): // a job may have ended without one
-		}
-	}
 }
 
 // tick drains everything and closes a batch.
@@ -252,7 +239,7 @@ func (l *loop) tick(final bool) {
 	l.take(0, err)
 	l.take(0, l.hooks.Drain(l, l.flow))
 	l.tally.drained(before, l.table.Stats())
-	l.digests()
+	l.awaitDigests(digestWait)
 	l.notices()
 	for _, id := range l.table.Sweep(time.Now().UnixNano()) {
 		l.stream.exit(id, l.batch+1)
@@ -360,6 +347,7 @@ func (l *loop) flow(f *event.Flow) {
 	p, ok := l.table.Resolve(f.Process)
 	if !ok || p.Path == "" && !p.Kernel {
 		if q, err := l.proc.Process(f.Process.PID); err == nil && procfs.SameProcess(q.ID, f.Process) {
+			q.ID = f.Process // a guess only if it executed something else since: then that exec report was lost too
 			l.table.Found(q)
 			p, ok = l.table.Resolve(f.Process)
 		}
@@ -373,6 +361,7 @@ func (l *loop) flow(f *event.Flow) {
 		l.tally.attribute(f)
 	}
 	l.announce(p)
+	f.Process = p.ID // the table may know the process by a coarser number
 	l.stream.flow(f)
 	if l.stream.large() {
 		l.closeBatch(false)
@@ -418,13 +407,27 @@ func orUnknown(path string) string {
 	return path
 }
 
-// digests takes in what the workers have read.
-func (l *loop) digests() {
-	for {
+// awaitDigests takes in what the workers have read. It waits a moment, so that most rows leave with their digest: the
+// kernel goes on counting meanwhile. Larger executables follow later.
+func (l *loop) awaitDigests(limit time.Duration) {
+	end := time.After(limit)
+	for waited := false; ; {
+		busy := l.digester.Pending() > 0
 		select {
 		case r := <-l.digester.Results():
 			l.digest(r)
+			continue
 		default:
+		}
+		if !busy && !waited {
+			return
+		}
+		waited = busy // once more after the last job: its result is on the way
+		select {
+		case r := <-l.digester.Results():
+			l.digest(r)
+		case <-time.After(5 * time.Millisecond):
+		case <-end:
 			return
 		}
 	}

@@ -93,17 +93,18 @@ func (s *stream) cut(number uint64) outlet.Batch {
 func (s *stream) knows(id event.ProcessID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.facts[id] != nil
+	f := s.facts[id]
+	return f != nil && f.ended == 0
 }
 
 // process writes a process, once. It reports whether it was new.
 func (s *stream) process(p event.Process) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.facts[p.ID] != nil {
+	if f := s.facts[p.ID]; f != nil && f.ended == 0 {
 		return false
 	}
-	s.facts[p.ID] = &fact{process: p}
+	s.facts[p.ID] = &fact{process: p} // new, or the full table had forgotten it while it ran
 	s.add(&event.Event{Process: &p})
 	return true
 }
@@ -143,7 +144,9 @@ func (s *stream) forget(acked uint64) {
 		if f != nil && f.ended > acked {
 			return
 		}
-		delete(s.facts, id)
+		if f != nil && f.ended != 0 {
+			delete(s.facts, id)
+		}
 		s.ended = s.ended[1:]
 	}
 }
