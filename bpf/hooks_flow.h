@@ -49,11 +49,12 @@ static __always_inline bool take_message_peer(struct sock_state *st, struct peer
 		__sync_lock_test_and_set(&st->slot_tid, 0);
 		return true;
 	}
-	if (!st->slot_tid)
+	if (!st->pendings)
 		return false;
 	other = bpf_map_lookup_elem(&pendings, &tid);
 	if (!other)
 		return false;
+	__sync_fetch_and_add(&st->pendings, -1);
 	__builtin_memcpy(p->remote, other->remote, 16);
 	p->port = other->port;
 	p->peer = PEER_MESSAGE;
@@ -61,22 +62,48 @@ static __always_inline bool take_message_peer(struct sock_state *st, struct peer
 	return true;
 }
 
-/* The best guess-free peer of an unconnected socket whose caller gave or asked for no address. */
-static __always_inline void last_peer(struct sock *sk, struct sock_state *st, struct peer_address *p, int received)
+/* One writer or reader at a time: a packet in an interrupt or on another CPU must not mix with what is read. */
+static __always_inline bool lock_packets(struct sock_state *st)
 {
-	if (!received && sk->sk_protocol == IPPROTO_UDP) {
-		/* A corked socket (MSG_MORE) sends to the address of its first part, which is still in the slot. */
+	for (int i = 0; i < 16; i++)
+		if (!__sync_val_compare_and_swap(&st->packet_lock, 0, 1))
+			return true;
+	return false;
+}
+
+static __always_inline void unlock_packets(struct sock_state *st)
+{
+	__sync_lock_test_and_set(&st->packet_lock, 0);
+}
+
+/* The peer of an unconnected socket whose caller neither gave nor asked for an address. */
+static __always_inline void last_peer(struct sock_state *st, struct peer_address *p, int received)
+{
+	if (!received && st->flags & FLAG_CORKED) {
+		/* Later parts of a datagram go where its first part went, whose address is still in the slot. */
 		__builtin_memcpy(p->remote, st->slot_remote, 16);
 		p->port = st->slot_port;
-		p->peer = p->port ? PEER_MESSAGE : PEER_NONE;
+		p->peer = PEER_MESSAGE;
 		return;
 	}
-	if (st->packet_seen & (received ? 2 : 1)) {
-		__builtin_memcpy(p->remote, st->packet_remote[received], 16);
-		p->port = st->packet_port[received];
-		p->peer = PEER_PACKET;
-		tally(TALLY_PACKET_USED, 1);
-	}
+	if (!(st->packet_seen & (received ? 2 : 1)) || !lock_packets(st))
+		return;
+	__builtin_memcpy(p->remote, st->packet_remote[received], 16);
+	p->port = st->packet_port[received];
+	p->peer = PEER_PACKET;
+	unlock_packets(st);
+	tally(TALLY_PACKET_USED, 1);
+}
+
+/* Remembers whether a send left the datagram open. */
+static __always_inline void note_cork(struct sock *sk, struct sock_state *st)
+{
+	bool corked = sk->sk_protocol == IPPROTO_UDP && BPF_CORE_READ((struct udp_sock *)sk, pending);
+
+	if (corked)
+		st->flags |= FLAG_CORKED;
+	else if (st->flags & FLAG_CORKED)
+		st->flags &= ~FLAG_CORKED;
 }
 
 static __always_inline void count_datagram(struct sock *sk, struct counts *n, int received, bool failed)
@@ -92,7 +119,7 @@ static __always_inline void count_datagram(struct sock *sk, struct counts *n, in
 			count_slow(sk, NULL, NULL, n);
 		return;
 	}
-	if (!st->slot_tid && sk->__sk_common.skc_dport) {
+	if (!st->slot_tid && !st->pendings && sk->__sk_common.skc_dport) {
 		if (failed)
 			return;
 		if (owner_connected(sk, st, task)) {
@@ -108,10 +135,12 @@ static __always_inline void count_datagram(struct sock *sk, struct counts *n, in
 				count_slow(sk, st, NULL, n);
 			return;
 		}
-		last_peer(sk, st, &p, received);
+		last_peer(st, &p, received);
 		if (p.peer == PEER_NONE)
 			want_packets();
 	}
+	if (!received)
+		note_cork(sk, st);
 	if (failed)
 		return;
 	if (owner_remote(st, task, &p)) {

@@ -32,7 +32,8 @@ static __always_inline void note_message_peer(struct bpf_sock_addr *ctx, const _
 	/* Another thread is between its address and its datagram on this socket. */
 	__builtin_memcpy(other.remote, remote, 16);
 	other.port = port;
-	bpf_map_update_elem(&pendings, &tid, &other, BPF_ANY);
+	if (!bpf_map_update_elem(&pendings, &tid, &other, BPF_ANY))
+		__sync_fetch_and_add(&st->pendings, 1);
 }
 
 /* The verifier forbids arithmetic on its own socket pointers; as a number that went through memory the address can be read from. */
@@ -53,8 +54,9 @@ static __always_inline void note_connection(struct bpf_sock_addr *ctx, const __u
 	struct flow_key key = {};
 	struct counts n = {};
 	struct sock *sk = plain_address(ctx->sk);
+	struct sock_state *st;
 
-	if (!sk)
+	if (!sk || !ctx->sk)
 		return;
 	identify(&key.process, bpf_get_current_task_btf());
 	key.uid = current_uid();
@@ -63,7 +65,15 @@ static __always_inline void note_connection(struct bpf_sock_addr *ctx, const __u
 	__builtin_memcpy(key.remote, remote, 16);
 	key.remote_port = port;
 	key.peer = PEER_MESSAGE;
-	add_table(&key, &n); /* the sensor counts a datagram flow once */
+	/* The state keeps only who began. The sensor counts a datagram flow once. */
+	st = bpf_sk_storage_get(&socks, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (st && claim(st)) {
+		st->key = key;
+		publish(st);
+	} else if (st && st->claim == CLAIM_OWNED) {
+		key.direction = st->key.direction;
+	}
+	add_table(&key, &n);
 }
 
 static __always_inline void note(struct bpf_sock_addr *ctx, const __u8 *remote, __u8 direction)
@@ -184,8 +194,8 @@ int sock_release(struct bpf_sock *ctx)
 			return 1;
 		identify(&id, bpf_get_current_task_btf());
 		own(sk, st, &id, owner == CLAIM_LISTENER ? DIRECTION_IN : DIRECTION_OUT);
-		connected_peer(sk, &st->key);
-		if (!(st->flags & FLAG_REPORTED))
+		/* Without a peer it is the listening socket itself, after shutdown(). */
+		if (connected_peer(sk, &st->key) && !(st->flags & FLAG_REPORTED))
 			st->counts.conns = 1;
 		publish(st);
 	}
@@ -200,9 +210,10 @@ int sock_release(struct bpf_sock *ctx)
 
 static __always_inline int on_packet(struct __sk_buff *skb, int received)
 {
-	__u32 at_address, at_port, version;
-	struct sock_state *st;
 	struct bpf_sock *sk = skb->sk;
+	__u32 remote[4] = {}, at_port;
+	struct sock_state *st;
+	__be16 port = 0;
 	__u8 first;
 
 	if (!sk)
@@ -211,31 +222,27 @@ static __always_inline int on_packet(struct __sk_buff *skb, int received)
 	if (!sk || sk->protocol == IPPROTO_TCP || sk->dst_port)
 		return 1;
 	st = bpf_sk_storage_get(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!st)
+	if (!st || bpf_skb_load_bytes(skb, 0, &first, 1))
 		return 1;
-	if (bpf_skb_load_bytes(skb, 0, &first, 1))
-		return 1;
-	version = first >> 4;
-	__builtin_memset(st->packet_remote[received], 0, 16);
-	if (version == 4) {
-		at_address = received ? 12 : 16;
+	if (first >> 4 == 4) {
 		at_port = (first & 15) * 4;
-		if (sk->family == AF_INET6) {
-			st->packet_remote[received][10] = 0xff;
-			st->packet_remote[received][11] = 0xff;
-			bpf_skb_load_bytes(skb, at_address, st->packet_remote[received] + 12, 4);
-		} else {
-			bpf_skb_load_bytes(skb, at_address, st->packet_remote[received], 4);
-		}
+		if (sk->family == AF_INET6)
+			remote[2] = 0xffff0000; /* little-endian ::ffff: */
+		if (bpf_skb_load_bytes(skb, received ? 12 : 16, sk->family == AF_INET6 ? &remote[3] : &remote[0], 4))
+			return 1;
 	} else {
-		at_address = received ? 8 : 24;
 		at_port = 40;
-		bpf_skb_load_bytes(skb, at_address, st->packet_remote[received], 16);
+		if (bpf_skb_load_bytes(skb, received ? 8 : 24, remote, 16))
+			return 1;
 	}
-	st->packet_port[received] = 0;
-	if (sk->protocol == IPPROTO_UDP && sk->type != SOCK_RAW)
-		bpf_skb_load_bytes(skb, at_port + (received ? 0 : 2), &st->packet_port[received], 2);
+	if (sk->protocol == IPPROTO_UDP && sk->type != SOCK_RAW && bpf_skb_load_bytes(skb, at_port + (received ? 0 : 2), &port, 2))
+		return 1;
+	if (!lock_packets(st))
+		return 1;
+	__builtin_memcpy(st->packet_remote[received], remote, 16);
+	st->packet_port[received] = port;
 	st->packet_seen |= received ? 2 : 1;
+	unlock_packets(st);
 	return 1;
 }
 

@@ -197,6 +197,10 @@ struct inet_sock {
 	__be16 inet_sport;
 };
 
+struct udp_sock {
+	int pending;
+};
+
 struct tcp_sock {
 	__u32 copied_seq;
 	__u32 rcv_nxt;

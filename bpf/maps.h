@@ -20,12 +20,15 @@ struct sock_state {
 	__u32 copied_seq; /* TCP: received up to here is counted */
 	/* The address of the datagram that thread `slot_tid` is sending or receiving right now. */
 	__u32 slot_tid;
+	__u32 pendings; /* threads whose address is in the map of that name, because the slot was taken */
 	__u8 slot_remote[16];
 	__be16 slot_port;
-	/* The last packets' peers, noted only while the packet programs are attached. */
+	/* The last packets' peers, sent and received, noted only while the packet programs are attached. */
 	__be16 packet_port[2];
 	__u16 packet_seen; /* bit 0: sent, bit 1: received */
 	__u8 packet_remote[2][16];
+	__u32 packet_lock; /* 1 while somebody writes or reads the above */
+	__u32 zero;
 };
 
 enum claim {
@@ -40,6 +43,7 @@ enum claim {
 #define FLAG_PREEXISTING 4 /* open before us: who opened it is not known */
 #define FLAG_REPORTED 8	   /* an accepted connection that nobody used yet was counted for the listener */
 #define FLAG_IDLE 16	   /* ... and was seen once by the drain */
+#define FLAG_CORKED 64	   /* the last send left a datagram that is not complete (MSG_MORE, UDP_CORK) */
 #define FLAG_CONNECT 32	   /* MPTCP: connect() was called; the address is known later */
 
 /* BPF_F_CLONE: an accepted socket starts with its listener's state. */

@@ -167,11 +167,15 @@ type bpfSockState struct {
 	Flags        uint32
 	CopiedSeq    uint32
 	SlotTid      uint32
+	Pendings     uint32
 	SlotRemote   [16]uint8
 	SlotPort     uint16
 	PacketPort   [2]uint16
 	PacketSeen   uint16
 	PacketRemote [2][16]uint8
+	PacketLock   uint32
+	Zero         uint32
+	_            [4]byte
 }
 
 type bpfTally uint32

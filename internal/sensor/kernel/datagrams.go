@@ -16,9 +16,11 @@ type datagrams struct {
 
 func newDatagrams() *datagrams { return &datagrams{seen: map[bpfFlowKey]time.Time{}} }
 
-// first reports whether the flow was not seen lately.
+// first reports whether the flow was not seen lately. How its peer is known and who began do not make it another flow.
 func (d *datagrams) first(k *bpfFlowKey, now time.Time) bool {
-	last, known := d.seen[*k]
+	flow := *k
+	flow.Peer, flow.Direction = 0, 0
+	last, known := d.seen[flow]
 	if !known && len(d.seen) >= datagramsMax {
 		for key, at := range d.seen {
 			if now.Sub(at) > datagramsIdle {
@@ -29,7 +31,7 @@ func (d *datagrams) first(k *bpfFlowKey, now time.Time) bool {
 			clear(d.seen)
 		}
 	}
-	d.seen[*k] = now
+	d.seen[flow] = now
 	return !known || now.Sub(last) > datagramsIdle
 }
 
