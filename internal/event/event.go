@@ -44,6 +44,9 @@ type Hello struct {
 	Hooks     []Hook `json:"hooks,omitempty"`
 	Bandwidth bool   `json:"bandwidth"` // false: flows carry no bytes
 	SelfTest  string `json:"self_test"` // "ok", or what was wrong
+	// Batch is the number of the first batch that follows; 0 means 1. A recorder that was started again is
+	// sent some batches a second time: it must know a flow's batch before the ledger that closes it.
+	Batch uint64 `json:"batch,omitempty"`
 }
 
 // Hook is one attach point and its state.

@@ -21,6 +21,8 @@ const (
 	LostBaseline   = "baseline"    // TCP sockets met late, whose starting point was computed
 	LostProcess    = "process"     // flows whose program was not known any more
 	LostDigest     = "digest"      // executables that could not be hashed
+	LostArgv       = "argv"        // programs whose arguments could not be read
+	LostTable      = "table"       // running programs that the full process table forgot
 	LostQueue      = "queue"       // lines that a bounded queue dropped while no recorder was there
 	LostRecorder   = "recorder"    // times that the recorder ended unexpectedly
 )
@@ -34,6 +36,8 @@ func Losses() []Loss {
 		{LostFork, "process forks were not reported by the kernel: the ring buffer was full", "raise \"Perf ring buffer (pages)\"", false},
 		{LostQueue, "lines were dropped while the recorder was away", "see error.log for why the recorder ended", false},
 		{LostRecorder, "unexpected ends of the recorder", "see error.log; the sensor starts it again and sends again what was not on disk", true},
+		{LostTable, "running programs were forgotten: more processes than the table holds", "is a fork bomb running?", false},
+		{LostArgv, "programs started whose arguments could not be read", "nothing: path, name and digest are right", true},
 		{LostExit, "process exits were not reported by the kernel: memory is kept longer", "raise \"Perf ring buffer (pages)\"", true},
 		{LostFlowDetail, "flows lost their addresses (not their bytes or program): too many at once", "raise \"Perf ring buffer (pages)\"", true},
 		{LostPeer, "datagrams had no known remote address; their bytes and program are right", "nothing: the program did not ask for the address", true},

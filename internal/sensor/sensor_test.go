@@ -308,7 +308,7 @@ func TestPreambleHoldsWhatUnackedBatchesNeed(t *testing.T) {
 	s.exit(child.ID, 6) // told twice
 	s.forget(4)
 	lines := func() (names []string) {
-		sc := bufio.NewScanner(bytes.NewReader(s.preamble()))
+		sc := bufio.NewScanner(bytes.NewReader(s.preamble(7)))
 		for sc.Scan() {
 			var e event.Event
 			if err := json.Unmarshal(sc.Bytes(), &e); err != nil {
@@ -316,7 +316,7 @@ func TestPreambleHoldsWhatUnackedBatchesNeed(t *testing.T) {
 			}
 			switch {
 			case e.Hello != nil:
-				names = append(names, "hello "+e.Hello.Stream)
+				names = append(names, fmt.Sprint("hello ", e.Hello.Stream, e.Hello.Batch))
 			case e.Process != nil:
 				names = append(names, e.Process.Path)
 			case e.Executable != nil:
@@ -325,11 +325,11 @@ func TestPreambleHoldsWhatUnackedBatchesNeed(t *testing.T) {
 		}
 		return names
 	}
-	if got := strings.Join(lines(), " "); got != "hello x /sbin/init /bin/x ab" {
+	if got := strings.Join(lines(), " "); got != "hello x7 /sbin/init /bin/x ab" {
 		t.Errorf("before its exit is durable: %s", got)
 	}
 	s.forget(5)
-	if got := strings.Join(lines(), " "); got != "hello x /sbin/init" {
+	if got := strings.Join(lines(), " "); got != "hello x7 /sbin/init" {
 		t.Errorf("after: %s", got)
 	}
 }

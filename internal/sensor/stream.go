@@ -153,11 +153,13 @@ func (s *stream) forget(acked uint64) {
 
 // preamble is what a new recorder must know: who we are, and all processes and digests that batches may rest on. A
 // process may come before its parent here; the recorder has all before the first flow.
-func (s *stream) preamble() []byte {
+func (s *stream) preamble(next uint64) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at := time.Now().UnixNano()
-	b, _ := event.Append(nil, &event.Event{At: at, Hello: &s.hello})
+	hello := s.hello
+	hello.Batch = next
+	b, _ := event.Append(nil, &event.Event{At: at, Hello: &hello})
 	written := map[event.ProcessID]bool{}
 	var introduce func(f *fact, depth int)
 	introduce = func(f *fact, depth int) {

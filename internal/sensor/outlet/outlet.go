@@ -50,7 +50,7 @@ type Batch struct {
 // Outlet is one stream to a succession of recorders. Make it with New.
 type Outlet struct {
 	connect  Connect
-	preamble func() []byte
+	preamble func(next uint64) []byte
 	failed   func(error)
 	log      *slog.Logger
 
@@ -60,13 +60,14 @@ type Outlet struct {
 	sent      int     // of queue: handed to the present recorder
 	size      int     // bytes of queue
 	forgotten []Batch // sent, not acknowledged, data dropped
+	last      uint64  // number of the last batch that Send took
 	stats     Stats
 	closing   bool
 }
 
 // New returns an Outlet. preamble gives the lines with which every stream begins (the hello, and all processes that
-// later lines may name); failed is told why a recorder could not be started or ended.
-func New(connect Connect, preamble func() []byte, failed func(error), log *slog.Logger) *Outlet {
+// later lines may name); next is the number of the batch that follows them. failed is told why a recorder could not be started or ended.
+func New(connect Connect, preamble func(next uint64) []byte, failed func(error), log *slog.Logger) *Outlet {
 	o := &Outlet{connect: connect, preamble: preamble, failed: failed, log: log}
 	o.cond = sync.NewCond(&o.mu)
 	return o
@@ -77,6 +78,7 @@ func (o *Outlet) Send(b Batch) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.queue = append(o.queue, b)
+	o.last = b.Number
 	o.size += len(b.Data)
 	// What the recorder already has is only kept for the case that it dies.
 	for o.size > Limit && o.sent > 0 {
@@ -159,12 +161,16 @@ func (o *Outlet) serve(ctx context.Context) error {
 	o.mu.Lock()
 	o.sent = 0
 	o.lose()
+	next := o.last + 1
+	if len(o.queue) > 0 {
+		next = o.queue[0].Number
+	}
 	o.stats.Connected = true
 	o.mu.Unlock()
 
 	acks := make(chan error, 1)
 	go func() { acks <- o.readAcks(link) }()
-	err = o.write(link, acks)
+	err = o.write(link, o.preamble(next), acks)
 	end()
 	readErr := <-acks
 	o.mu.Lock()
@@ -190,8 +196,8 @@ func (o *Outlet) lose() {
 }
 
 // write sends the preamble and then batch after batch. It returns nil when all is acknowledged and closing.
-func (o *Outlet) write(link io.Writer, acks chan error) error {
-	if _, err := link.Write(o.preamble()); err != nil {
+func (o *Outlet) write(link io.Writer, preamble []byte, acks chan error) error {
+	if _, err := link.Write(preamble); err != nil {
 		return fmt.Errorf("send to the recorder: %w", err)
 	}
 	for {

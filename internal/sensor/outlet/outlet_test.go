@@ -47,7 +47,7 @@ func start(t *testing.T, connectErr func() error) (o *Outlet, recorders chan *fa
 		recorders <- &fakeRecorder{theirs, lines}
 		return ours, nil
 	}
-	o = New(connect, func() []byte { return []byte("hello\n") }, func(err error) { *failed = append(*failed, err) }, slog.New(slog.DiscardHandler))
+	o = New(connect, func(next uint64) []byte { return fmt.Appendf(nil, "hello, %d follows\n", next) }, func(err error) { *failed = append(*failed, err) }, slog.New(slog.DiscardHandler))
 	done := make(chan error, 1)
 	go func() { done <- o.Run(ctx, 10*time.Second) }()
 	return o, recorders, failed, func() error { cancel(); return <-done }
@@ -63,7 +63,7 @@ func TestDelivers(t *testing.T) {
 		r := <-recorders
 		o.Send(batch(1))
 		o.Send(batch(2))
-		for _, want := range []string{"hello", "batch 1", "batch 2"} {
+		for _, want := range []string{"hello, 1 follows", "batch 1", "batch 2"} {
 			if got := r.next(t); got != want {
 				t.Errorf("got %q, want %q", got, want)
 			}
@@ -93,7 +93,7 @@ func TestSendsAgainWhatWasNotAcknowledged(t *testing.T) {
 		r.Close()
 		r = <-recorders
 		o.Send(batch(4))
-		for _, want := range []string{"hello", "batch 2", "batch 3", "batch 4"} {
+		for _, want := range []string{"hello, 2 follows", "batch 2", "batch 3", "batch 4"} {
 			if got := r.next(t); got != want {
 				t.Errorf("got %q, want %q", got, want)
 			}
