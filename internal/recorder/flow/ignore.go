@@ -1,0 +1,75 @@
+package flow
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/picosnitch/picosnitch/internal/event"
+)
+
+// Ignore is the list of what is left out of the log. The zero value leaves nothing out.
+type Ignore struct {
+	hashes  map[string]struct{}
+	domains []string
+	ports   map[int]struct{}
+}
+
+// NewIgnore makes the list. A text of 64 hexadecimal digits is a sha256 and matches exactly; any other text is
+// the beginning of a domain in reverse notation (com.example matches com.example.www). Ports match the remote
+// port, for an inbound flow also the local one, exactly.
+func NewIgnore(texts []string, ports []int) (Ignore, error) {
+	ig := Ignore{hashes: make(map[string]struct{}), ports: make(map[int]struct{})}
+	for _, t := range texts {
+		switch t = strings.ToLower(t); {
+		case t == "":
+			return Ignore{}, errors.New(`"Log ignore": an empty text would match every domain: remove it`)
+		case isHash(t):
+			ig.hashes[t] = struct{}{}
+		default:
+			ig.domains = append(ig.domains, t)
+		}
+	}
+	for _, p := range ports {
+		if p < -1 || p > 65535 {
+			return Ignore{}, fmt.Errorf(`"Log ignore": %d is no port: use 0 to 65535`, p)
+		}
+		ig.ports[p] = struct{}{}
+	}
+	return ig, nil
+}
+
+func isHash(s string) bool {
+	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+// Flow reports whether a flow is left out for its port or domain. Both are known when the flow comes.
+func (ig *Ignore) Flow(f *event.Flow, d Domain) bool {
+	if len(ig.ports) > 0 {
+		if _, ok := ig.ports[int(f.Remote.Port())]; ok {
+			return true
+		}
+		if f.Direction == event.Inbound {
+			if _, ok := ig.ports[int(f.Local.Port())]; ok {
+				return true
+			}
+		}
+	}
+	if d.Name != "" {
+		for _, prefix := range ig.domains {
+			if strings.HasPrefix(d.Name, prefix) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Program reports whether the flows of a program are left out for its hash, as far as that is known now.
+func (ig *Ignore) Program(p *Program) bool {
+	if len(ig.hashes) == 0 || p.Executable.Digest.SHA256 == "" {
+		return false
+	}
+	_, ok := ig.hashes[p.Executable.Digest.SHA256]
+	return ok
+}

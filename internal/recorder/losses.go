@@ -1,0 +1,90 @@
+package recorder
+
+import (
+	"fmt"
+
+	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/recorder/flow"
+)
+
+// takeLosses adds what a ledger has more than the one before it to the open window, and to what is to be told.
+func (r *recorder) takeLosses(l *event.Ledger) {
+	for reason, n := range l.Lost {
+		reason = flow.Printable(reason)
+		before, known := r.totals[reason]
+		if n <= before || (!known && len(r.totals) >= maxReasons) {
+			continue
+		}
+		r.totals[reason] = n
+		r.losses[reason] += n - before
+		r.tell.add(reason, n-before)
+	}
+	if n := l.Unattributed.Sent; n > r.unattributed.Sent {
+		r.missing.Sent += n - r.unattributed.Sent
+		r.tell.add("unattributed sent", n-r.unattributed.Sent)
+		r.unattributed.Sent = n
+	}
+	if n := l.Unattributed.Received; n > r.unattributed.Received {
+		r.missing.Received += n - r.unattributed.Received
+		r.tell.add("unattributed received", n-r.unattributed.Received)
+		r.unattributed.Received = n
+	}
+}
+
+// tellLosses writes to error.log what was lost since it was last told.
+func (r *recorder) tellLosses(force bool) {
+	known := make(map[string]bool)
+	for _, l := range event.Losses() {
+		known[l.Key] = true
+		if n := r.tell.due(l.Key, r.at, force); n > 0 {
+			r.notice("error", fmt.Sprintf("lost (%s): %d %s", l.Key, n, l.Text), l.Hint)
+		}
+	}
+	for reason := range r.totals {
+		if !known[reason] {
+			if n := r.tell.due(reason, r.at, force); n > 0 {
+				r.notice("error", fmt.Sprintf("lost (%s): %d, for a reason that this picosnitch does not know", reason, n), "a newer one does")
+			}
+		}
+	}
+	if n := r.processes.Forgotten(); n > r.now.Forgotten {
+		r.tell.add("forgotten", n-r.now.Forgotten)
+		r.now.Forgotten = n
+	}
+	if n := r.tell.due("forgotten", r.at, force); n > 0 {
+		r.notice("error", fmt.Sprintf("%d processes were forgotten because there were too many at once", n), "what they move from now on is that of an unknown program")
+	}
+	if n := r.tell.due("unknown", r.at, force); n > 0 {
+		r.notice("error", fmt.Sprintf("%d flow lines named a process that the stream had not described: their program is not known", n), "report it with `picosnitch record`")
+	}
+	for _, d := range [...]string{"sent", "received"} {
+		if n := r.tell.due("unattributed "+d, r.at, force); n > 0 {
+			r.notice("error", fmt.Sprintf("%d bytes %s could not be attributed to a program", n, d), "see the losses beside this line for the reason")
+		}
+	}
+}
+
+func (r *recorder) tellBadLines(force bool) {
+	if n := r.tell.due("line", r.at, force); n > 0 {
+		r.notice("error", fmt.Sprintf("%d lines of the stream could not be understood, the last: %s", n, flow.Printable(r.badLine.Error())), "report it with `picosnitch record`")
+	}
+}
+
+// notice tells the user something of the recorder's own: in error.log, in the log and on the live feed.
+func (r *recorder) notice(level, text, hint string) {
+	r.write(text, hint)
+	if r.feed != nil {
+		n := event.Event{At: r.at, Notice: &event.Notice{Level: level, Text: text, Hint: hint}}
+		if line, err := event.Append(nil, &n); err == nil {
+			r.feed.Publish(line)
+		}
+	}
+}
+
+// write writes to error.log.
+func (r *recorder) write(text, hint string) {
+	r.log.Warn(text, "hint", hint)
+	if err := r.errors.write(r.at, text, hint); err != nil {
+		r.log.Error("write error.log", "error", err)
+	}
+}

@@ -1,0 +1,71 @@
+package recorder
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+)
+
+// Settings are the keys of the configuration that the recorder needs. The daemon makes them from config.json; they
+// travel as the first line of the recorder's standard stream and never through arguments or the environment.
+type Settings struct {
+	SQLLog       bool     `json:"sql_log"`                // "DB sql log"
+	TextLog      bool     `json:"text_log"`               // "DB text log"
+	WriteLimit   int64    `json:"write_limit"`            // "DB write limit (seconds)", at least 1
+	LogAddresses bool     `json:"log_addresses"`          // "Log addresses"
+	LogCommands  bool     `json:"log_commands"`           // "Log commands"
+	Ignore       []string `json:"ignore,omitempty"`       // "Log ignore": its texts, hashes and domains
+	IgnorePorts  []int    `json:"ignore_ports,omitempty"` // "Log ignore": its numbers
+}
+
+// Defaults are the mission's.
+func Defaults() Settings {
+	return Settings{SQLLog: true, WriteLimit: 10, LogAddresses: true, LogCommands: true}
+}
+
+type settingsLine struct {
+	Settings *Settings `json:"settings"`
+}
+
+// maxSettings bounds the settings line, in bytes.
+const maxSettings = 1 << 20
+
+// WriteSettings writes the line that goes before the stream.
+func WriteSettings(w io.Writer, s Settings) error {
+	b, err := json.Marshal(settingsLine{&s})
+	if err != nil {
+		return fmt.Errorf("write settings: %w", err)
+	}
+	if _, err := w.Write(append(b, '\n')); err != nil {
+		return fmt.Errorf("write settings: %w", err)
+	}
+	return nil
+}
+
+// ReadSettings reads the settings line and returns the stream that follows it; r must not be read any more.
+func ReadSettings(r io.Reader) (Settings, io.Reader, error) {
+	b := bufio.NewReaderSize(r, 64<<10)
+	var line []byte
+	for {
+		part, err := b.ReadSlice('\n')
+		line = append(line, part...)
+		if err == nil {
+			break
+		}
+		if err != bufio.ErrBufferFull {
+			return Settings{}, nil, fmt.Errorf("read settings: %w", err)
+		}
+		if len(line) > maxSettings {
+			return Settings{}, nil, fmt.Errorf("read settings: line is longer than %d bytes", maxSettings)
+		}
+	}
+	var s settingsLine
+	if err := json.Unmarshal(line, &s); err != nil {
+		return Settings{}, nil, fmt.Errorf("read settings: %w", err)
+	}
+	if s.Settings == nil {
+		return Settings{}, nil, fmt.Errorf("read settings: the first line holds none")
+	}
+	return *s.Settings, b, nil
+}

@@ -1,0 +1,277 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"hash/fnv"
+	"net/netip"
+	"strconv"
+
+	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/recorder/flow"
+)
+
+// Bounds of the memory of what has which number. A cache that is full is emptied: what is needed comes back.
+const (
+	maxPrograms = 1 << 12
+	maxIDs      = 1 << 13
+)
+
+// ids remembers numbers of rows that exist. It is emptied when a transaction fails, because then they may not.
+type ids struct {
+	seen        map[*flow.Program]int64 // within one window
+	programs    map[programKey]int64
+	executables map[executableKey]executableRow
+	addresses   map[netip.Addr]int64
+	domains     map[flow.Domain]int64
+	kinds       map[flow.Kind]int64
+	stream      string
+	streamID    int64
+}
+
+type programKey struct {
+	executable, parent    int64
+	name, cmdline, script string
+	cgroup                uint64
+}
+
+type executableKey struct {
+	path   string
+	file   event.FileID
+	digest *flow.Digest
+}
+
+type executableRow struct {
+	id     int64
+	digest flow.Digest // as it is on disk
+}
+
+func (s *SQLite) forget() {
+	s.ids = ids{
+		seen:        make(map[*flow.Program]int64),
+		programs:    make(map[programKey]int64),
+		executables: make(map[executableKey]executableRow),
+		addresses:   make(map[netip.Addr]int64),
+		domains:     make(map[flow.Domain]int64),
+		kinds:       make(map[flow.Kind]int64),
+	}
+}
+
+// keep remembers a number in a bounded map.
+func keep[K comparable, V any](m map[K]V, limit int, k K, v V) {
+	if len(m) >= limit {
+		clear(m)
+	}
+	m[k] = v
+}
+
+// intern finds a row or adds it.
+func intern(ctx context.Context, find, add *sql.Stmt, args ...any) (int64, error) {
+	var id int64
+	err := find.QueryRowContext(ctx, args...).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return insert(ctx, add, args...)
+	}
+	return id, err
+}
+
+func (s *SQLite) stream(ctx context.Context, h *event.Hello) (int64, error) {
+	if s.ids.streamID != 0 && s.ids.stream == h.Stream {
+		return s.ids.streamID, nil
+	}
+	var id int64
+	err := s.st.findStream.QueryRowContext(ctx, h.Stream).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		id, err = insert(ctx, s.st.addStream, h.Stream, h.Program, h.Host, h.Boot, h.HookSet, h.Started)
+	}
+	if err == nil {
+		s.ids.stream, s.ids.streamID = h.Stream, id
+	}
+	return id, err
+}
+
+// program returns the row of a program, and makes those of its ancestors.
+func (s *SQLite) program(ctx context.Context, p *flow.Program) (int64, error) {
+	if id, ok := s.ids.seen[p]; ok {
+		return id, nil
+	}
+	executable, err := s.executable(ctx, p.Executable)
+	if err != nil {
+		return 0, err
+	}
+	var parent any
+	k := programKey{executable: executable, name: p.Name, cmdline: p.Cmdline, script: p.Script, cgroup: p.Cgroup}
+	if p.Parent != nil {
+		if k.parent, err = s.program(ctx, p.Parent); err != nil {
+			return 0, err
+		}
+		parent = k.parent
+	}
+	id, ok := s.ids.programs[k]
+	if !ok {
+		id, err = intern(ctx, s.st.findProgram, s.st.addProgram, k.hash(), executable, p.Name, p.Cmdline, p.Script, int64(p.Cgroup), parent)
+		if err != nil {
+			return 0, err
+		}
+		keep(s.ids.programs, maxPrograms, k, id)
+	}
+	s.ids.seen[p] = id
+	return id, nil
+}
+
+// hash is programs.key. It needs no protection against collisions: the row is compared whole.
+func (k *programKey) hash() int64 {
+	h := fnv.New64a()
+	b := make([]byte, 0, 128)
+	b = strconv.AppendInt(b, k.executable, 10)
+	b = append(b, 0)
+	b = strconv.AppendInt(b, k.parent, 10)
+	b = append(b, 0)
+	b = strconv.AppendUint(b, k.cgroup, 10)
+	b = append(b, 0)
+	b = append(b, k.name...)
+	b = append(b, 0)
+	b = append(b, k.script...)
+	b = append(b, 0)
+	b = append(b, k.cmdline...)
+	h.Write(b)
+	return int64(h.Sum64())
+}
+
+func (s *SQLite) executable(ctx context.Context, e *flow.Executable) (int64, error) {
+	k := executableKey{e.Path, e.File, e.Digest}
+	row, ok := s.ids.executables[k]
+	if ok && row.digest == *e.Digest {
+		return row.id, nil
+	}
+	var err error
+	if ok && row.digest.SHA256 == "" {
+		row.id, err = s.setDigest(ctx, row.id, e.Path, e.File, *e.Digest)
+	} else {
+		// A file whose identity is not known may be another one since the last run: its row is not shared with it.
+		var after int64
+		if e.File.IsZero() && e.Path != "" && e.Path != flow.KernelPath {
+			after = s.before
+		}
+		args := append(fileArgs(e.File, e.Path), e.Digest.SHA256, e.Digest.Reason)
+		err = s.st.findExecutable.QueryRowContext(ctx, append(args, after)...).Scan(&row.id)
+		if errors.Is(err, sql.ErrNoRows) {
+			row.id, err = insert(ctx, s.st.addExecutable, args...)
+		}
+	}
+	if err != nil {
+		return 0, err
+	}
+	row.digest = *e.Digest
+	keep(s.ids.executables, maxPrograms, k, row)
+	return row.id, nil
+}
+
+// fileArgs are inode, path, device, generation, ctime, size.
+func fileArgs(f event.FileID, path string) []any {
+	return []any{int64(f.Inode), path, int64(f.Device), int64(f.Generation), f.Ctime, f.Size}
+}
+
+// setDigest completes a row. Where a complete row of the same file exists, the programs go over to that one.
+func (s *SQLite) setDigest(ctx context.Context, id int64, path string, f event.FileID, d flow.Digest) (int64, error) {
+	var twin int64
+	err := s.st.twin.QueryRowContext(ctx, append(fileArgs(f, path), d.SHA256, d.Reason, id)...).Scan(&twin)
+	if errors.Is(err, sql.ErrNoRows) || (err == nil && f.IsZero()) {
+		_, err = s.st.setExecutable.ExecContext(ctx, d.SHA256, d.Reason, id)
+		return id, err
+	}
+	if err != nil {
+		return 0, err
+	}
+	if _, err := s.st.repoint.ExecContext(ctx, twin, id); err != nil {
+		return 0, err
+	}
+	if _, err := s.st.dropExecutable.ExecContext(ctx, id); err != nil {
+		return 0, err
+	}
+	// The numbers changed: programs of the old row are found under neither key.
+	clear(s.ids.seen)
+	clear(s.ids.programs)
+	for k, row := range s.ids.executables {
+		if row.id == id {
+			delete(s.ids.executables, k)
+		}
+	}
+	return twin, nil
+}
+
+// complete brings a late hash to the rows that wait for it: those of the file under any path; for a file whose
+// identity is not known, those of the path that this writer made.
+func (s *SQLite) complete(ctx context.Context, d *flow.Digested) error {
+	rows, err := s.st.pending.QueryContext(ctx, int64(d.File.Inode), int64(d.File.Device), int64(d.File.Generation), d.File.Ctime, d.File.Size)
+	if err != nil {
+		return err
+	}
+	type row struct {
+		id   int64
+		path string
+	}
+	var todo []row
+	for rows.Next() {
+		var r row
+		if err := rows.Scan(&r.id, &r.path); err != nil {
+			rows.Close()
+			return err
+		}
+		if !d.File.IsZero() || (r.path == d.Path && r.id > s.before) {
+			todo = append(todo, r)
+		}
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return err
+	}
+	for _, r := range todo {
+		if _, err := s.setDigest(ctx, r.id, r.path, d.File, flow.Digest{SHA256: d.SHA256, Reason: d.Reason}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *SQLite) address(ctx context.Context, a netip.Addr) (any, error) {
+	if !a.IsValid() {
+		return nil, nil
+	}
+	if id, ok := s.ids.addresses[a]; ok {
+		return id, nil
+	}
+	id, err := intern(ctx, s.st.findAddress, s.st.addAddress, flow.Printable(a.String()))
+	if err != nil {
+		return nil, err
+	}
+	keep(s.ids.addresses, maxIDs, a, id)
+	return id, nil
+}
+
+func (s *SQLite) domain(ctx context.Context, d *flow.Domain) (any, error) {
+	if d.Name == "" {
+		return nil, nil
+	}
+	if id, ok := s.ids.domains[*d]; ok {
+		return id, nil
+	}
+	id, err := intern(ctx, s.st.findDomain, s.st.addDomain, d.Name, d.Source)
+	if err != nil {
+		return nil, err
+	}
+	keep(s.ids.domains, maxPrograms, *d, id)
+	return id, nil
+}
+
+func (s *SQLite) kind(ctx context.Context, k *flow.Kind) (int64, error) {
+	if id, ok := s.ids.kinds[*k]; ok {
+		return id, nil
+	}
+	id, err := intern(ctx, s.st.findKind, s.st.addKind, k.Family, k.Protocol, k.Direction, k.Layer, k.Peer)
+	if err != nil {
+		return 0, err
+	}
+	keep(s.ids.kinds, maxPrograms, *k, id)
+	return id, nil
+}

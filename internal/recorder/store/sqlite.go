@@ -1,0 +1,308 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/recorder/flow"
+)
+
+// SQLite is snitch.db. It is the only writer of the file.
+type SQLite struct {
+	path string
+	busy time.Duration
+	tell func(text, hint string)
+
+	db       *sql.DB
+	conn     *sql.Conn
+	prepared []*sql.Stmt
+	st       statements
+	wal      bool
+	file     os.FileInfo // of the file that is open
+	before   int64       // the greatest executable that an earlier writer made
+	ids      ids
+	args     []any
+}
+
+type statements struct {
+	findStream, addStream, setStream               *sql.Stmt
+	addWindow, addLoss                             *sql.Stmt
+	findExecutable, addExecutable, setExecutable   *sql.Stmt
+	pending, twin, repoint, dropExecutable         *sql.Stmt
+	findProgram, addProgram                        *sql.Stmt
+	findAddress, addAddress, findDomain, addDomain *sql.Stmt
+	findKind, addKind, addRecord, addRecords       *sql.Stmt
+}
+
+// OpenSQLite opens or creates the database. busy is how long a lock of another process is waited for; tell gets what the
+// user must know (a file that was set aside). A database of a newer picosnitch is schema.ErrNewer.
+func OpenSQLite(ctx context.Context, path string, busy time.Duration, tell func(text, hint string)) (*SQLite, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &SQLite{path: path, busy: busy, tell: tell}
+	err = s.connect(ctx)
+	if damaged(err) {
+		err = s.replace(ctx, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// replace sets a damaged database aside and begins a new one.
+func (s *SQLite) replace(ctx context.Context, cause error) error {
+	s.disconnect()
+	aside, err := setAside(s.path, "corrupt")
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	s.tell(fmt.Sprintf("%s is damaged (%v): it was set aside as %s and a new one was begun", filepath.Base(s.path), cause, filepath.Base(aside)), "`sqlite3 "+filepath.Base(aside)+" .recover` may save what is in it")
+	return s.connect(ctx)
+}
+
+// Name implements Sink.
+func (s *SQLite) Name() string { return filepath.Base(s.path) }
+
+// Size is the size of the database with its log, in bytes.
+func (s *SQLite) Size() int64 {
+	var n int64
+	for _, suffix := range [...]string{"", "-wal"} {
+		if i, err := os.Stat(s.path + suffix); err == nil {
+			n += i.Size()
+		}
+	}
+	return n
+}
+
+// Close implements Sink: afterwards the database is one file.
+func (s *SQLite) Close() error {
+	if s.conn == nil {
+		return nil
+	}
+	for _, st := range s.prepared {
+		st.Close()
+	}
+	s.prepared = nil
+	if s.wal {
+		s.leaveWAL(context.Background())
+	}
+	return s.disconnect()
+}
+
+func (s *SQLite) exec(ctx context.Context, q string) error {
+	_, err := s.conn.ExecContext(ctx, q)
+	return err
+}
+
+// Resume returns what is on disk of a stream.
+func (s *SQLite) Resume(ctx context.Context, stream string) (Resume, error) {
+	r := Resume{Position: flow.Position{Stream: stream}, Losses: make(map[string]uint64)}
+	if s.conn == nil {
+		return r, nil
+	}
+	var id int64
+	err := s.conn.QueryRowContext(ctx, "SELECT id, batch, flows FROM streams WHERE stream = ?", stream).Scan(&id, &r.Position.Batch, &r.Position.Flows)
+	if errors.Is(err, sql.ErrNoRows) {
+		return r, nil
+	}
+	if err != nil {
+		return r, err
+	}
+	err = s.conn.QueryRowContext(ctx, "SELECT coalesce(sum(unattributed_sent), 0), coalesce(sum(unattributed_received), 0) FROM windows WHERE stream = ?", id).Scan(&r.Unattributed.Sent, &r.Unattributed.Received)
+	if err != nil {
+		return r, err
+	}
+	rows, err := s.conn.QueryContext(ctx, "SELECT reason, sum(count) FROM losses WHERE window IN (SELECT id FROM windows WHERE stream = ?) AND reason <> ? GROUP BY reason", id, LossSink)
+	if err != nil {
+		return r, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var reason string
+		var n uint64
+		if err := rows.Scan(&reason, &n); err != nil {
+			return r, err
+		}
+		r.Losses[reason] = n
+	}
+	return r, rows.Err()
+}
+
+// Write implements Sink.
+func (s *SQLite) Write(ctx context.Context, w *flow.Window) error {
+	if s.conn != nil {
+		if now, err := os.Stat(s.path); err != nil || !os.SameFile(now, s.file) {
+			s.disconnect()
+			s.tell(s.Name()+" was moved or deleted while picosnitch used it: a new one was begun", "stop picosnitch before you move its database")
+		}
+	}
+	if s.conn == nil {
+		if err := s.connect(ctx); err != nil {
+			return err
+		}
+	}
+	if !s.wal {
+		s.enterWAL(ctx)
+	}
+	err := s.write(ctx, w)
+	if damaged(err) {
+		if err = s.replace(ctx, err); err == nil {
+			err = s.write(ctx, w)
+		}
+	}
+	return err
+}
+
+func (s *SQLite) write(ctx context.Context, w *flow.Window) (err error) {
+	if err := s.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			s.exec(context.WithoutCancel(ctx), "ROLLBACK")
+			s.forget()
+		}
+		clear(s.ids.seen)
+	}()
+	stream, err := s.stream(ctx, &w.Hello)
+	if err != nil {
+		return err
+	}
+	for i := range w.Digests {
+		if err := s.complete(ctx, &w.Digests[i]); err != nil {
+			return err
+		}
+	}
+	for _, p := range w.Programs {
+		if _, err := s.program(ctx, p); err != nil {
+			return err
+		}
+	}
+	if len(w.Records) > 0 || len(w.Losses) > 0 || w.Unattributed != (event.Bytes{}) {
+		window, err := insert(ctx, s.st.addWindow, stream, w.Start, w.End, clamp(w.Unattributed.Sent), clamp(w.Unattributed.Received))
+		if err != nil {
+			return err
+		}
+		for reason, n := range w.Losses {
+			if _, err := s.st.addLoss.ExecContext(ctx, window, reason, clamp(n)); err != nil {
+				return err
+			}
+		}
+		if err := s.records(ctx, window, w.Records); err != nil {
+			return err
+		}
+	}
+	if _, err := s.st.setStream.ExecContext(ctx, clamp(w.Position.Batch), clamp(w.Position.Flows), stream); err != nil {
+		return err
+	}
+	return s.exec(ctx, "COMMIT")
+}
+
+// Rows of one INSERT: the parsing and stepping of the statement is paid once for all of them.
+const (
+	recordColumns = 14
+	recordRows    = 32
+)
+
+func (s *SQLite) records(ctx context.Context, window int64, records []flow.Record) error {
+	s.args = s.args[:0]
+	for i := range records {
+		r := &records[i]
+		program, err := s.program(ctx, r.Program)
+		if err != nil {
+			return err
+		}
+		kind, err := s.kind(ctx, r.Kind)
+		if err != nil {
+			return err
+		}
+		local, err := s.address(ctx, r.Local.Addr())
+		if err != nil {
+			return err
+		}
+		remote, err := s.address(ctx, r.Remote.Addr())
+		if err != nil {
+			return err
+		}
+		domain, err := s.domain(ctx, r.Domain)
+		if err != nil {
+			return err
+		}
+		s.args = append(s.args, window, int64(i+1), program, int64(r.UID), kind,
+			local, int64(r.Local.Port()), remote, int64(r.Remote.Port()), domain,
+			int64(r.NetNS), clamp(r.Conns), clamp(r.Sent), clamp(r.Received))
+		if len(s.args) == recordColumns*recordRows {
+			if _, err := s.st.addRecords.ExecContext(ctx, s.args...); err != nil {
+				return err
+			}
+			s.args = s.args[:0]
+		}
+	}
+	for rest := s.args; len(rest) > 0; rest = rest[recordColumns:] {
+		if _, err := s.st.addRecord.ExecContext(ctx, rest[:recordColumns]...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// clamp turns a count into what SQLite can hold.
+func clamp(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
+
+func insert(ctx context.Context, st *sql.Stmt, args ...any) (int64, error) {
+	r, err := st.ExecContext(ctx, args...)
+	if err != nil {
+		return 0, err
+	}
+	return r.LastInsertId()
+}
+
+func (s *SQLite) statements(ctx context.Context) error {
+	row := "(?" + strings.Repeat(",?", recordColumns-1) + ")"
+	for _, p := range []struct {
+		st   **sql.Stmt
+		text string
+	}{
+		{&s.st.findStream, `SELECT id FROM streams WHERE stream = ?`},
+		{&s.st.addStream, `INSERT INTO streams (stream, program, host, boot, hook_set, started, batch, flows) VALUES (?,?,?,?,?,?,0,0)`},
+		{&s.st.setStream, `UPDATE streams SET batch = ?, flows = ? WHERE id = ?`},
+		{&s.st.addWindow, `INSERT INTO windows (stream, start, "end", unattributed_sent, unattributed_received) VALUES (?,?,?,?,?)`},
+		{&s.st.addLoss, `INSERT INTO losses (window, reason, count) VALUES (?,?,?)`},
+		{&s.st.findExecutable, `SELECT id FROM executables WHERE inode = ?1 AND path = ?2 AND device = ?3 AND generation = ?4 AND ctime = ?5 AND size = ?6 AND sha256 = ?7 AND reason = ?8 AND id > ?9 LIMIT 1`},
+		{&s.st.addExecutable, `INSERT INTO executables (inode, path, device, generation, ctime, size, sha256, reason) VALUES (?,?,?,?,?,?,?,?)`},
+		{&s.st.setExecutable, `UPDATE executables SET sha256 = ?, reason = ? WHERE id = ?`},
+		{&s.st.pending, `SELECT id, path FROM executables WHERE inode = ? AND device = ? AND generation = ? AND ctime = ? AND size = ? AND sha256 = ''`},
+		{&s.st.twin, `SELECT id FROM executables WHERE inode = ? AND path = ? AND device = ? AND generation = ? AND ctime = ? AND size = ? AND sha256 = ? AND reason = ? AND id <> ? LIMIT 1`},
+		{&s.st.repoint, `UPDATE programs SET executable = ? WHERE executable = ?`},
+		{&s.st.dropExecutable, `DELETE FROM executables WHERE id = ?`},
+		{&s.st.findProgram, `SELECT id FROM programs WHERE key = ? AND executable = ? AND name = ? AND cmdline = ? AND script = ? AND cgroup = ? AND parent IS ? LIMIT 1`},
+		{&s.st.addProgram, `INSERT INTO programs (key, executable, name, cmdline, script, cgroup, parent) VALUES (?,?,?,?,?,?,?)`},
+		{&s.st.findAddress, `SELECT id FROM addresses WHERE ip = ?`},
+		{&s.st.addAddress, `INSERT INTO addresses (ip) VALUES (?)`},
+		{&s.st.findDomain, `SELECT id FROM domains WHERE name = ? AND source = ?`},
+		{&s.st.addDomain, `INSERT INTO domains (name, source) VALUES (?,?)`},
+		{&s.st.findKind, `SELECT id FROM kinds WHERE family = ? AND protocol = ? AND direction = ? AND layer = ? AND peer = ?`},
+		{&s.st.addKind, `INSERT INTO kinds (family, protocol, direction, layer, peer) VALUES (?,?,?,?,?)`},
+		{&s.st.addRecord, `INSERT INTO records VALUES ` + row},
+		{&s.st.addRecords, `INSERT INTO records VALUES ` + row + strings.Repeat(","+row, recordRows-1)},
+	} {
+		st, err := s.conn.PrepareContext(ctx, p.text)
+		if err != nil {
+			return err
+		}
+		*p.st = st
+		s.prepared = append(s.prepared, st)
+	}
+	return nil
+}
