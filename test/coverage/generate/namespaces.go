@@ -1,0 +1,208 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/picosnitch/picosnitch/test/coverage/claim"
+	"golang.org/x/sys/unix"
+)
+
+// ownNamespace moves this thread, and with it every actor that it starts later, into a new network namespace
+// with lo up. The namespace goes when the last process in it does. peer, if not nil, is an actor in another new
+// namespace, to which a veth pair is laid: 10.99.0.1 and fd99::1 here, 10.99.0.2 and fd99::2 there.
+func ownNamespace(peer *actor) {
+	check("make network namespace", unix.Unshare(unix.CLONE_NEWNET))
+	raise("lo")
+	if peer == nil {
+		return
+	}
+	command("ip", "link", "add", "here0", "type", "veth", "peer", "name", "there0", "netns", strconv.Itoa(peer.cmd.Process.Pid))
+	furnish("here0", 1)
+}
+
+// furnish gives an end of a pair its addresses.
+func furnish(device string, n int) {
+	command("ip", "addr", "add", fmt.Sprintf("10.99.0.%d/24", n), "dev", device)
+	command("ip", "-6", "addr", "add", fmt.Sprintf("fd99::%d/64", n), "dev", device, "nodad")
+	command("ip", "link", "set", device, "up")
+}
+
+// raise sets a device up.
+func raise(device string) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	check("open socket", err)
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq(device)
+	check("name device", err)
+	check("get flags", unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, req))
+	req.SetUint16(req.Uint16() | unix.IFF_UP | unix.IFF_RUNNING)
+	check("set flags", unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req))
+}
+
+// pairServer waits for its end of the pair and plays a server there.
+func pairServer(r *role) {
+	r.ready("in namespace")
+	r.await()
+	raise("lo")
+	furnish(r.p.Veth, 2)
+	addr := "10.99.0.2:0"
+	if r.p.Family == unix.AF_INET6 {
+		addr = "[fd99::2]:0"
+	}
+	r.p.Addr = addr
+	if r.p.Next == "udp" {
+		udpRecv(r)
+		return
+	}
+	streamServer(r)
+}
+
+// overVeth plays a client and a server in two namespaces.
+func overVeth(client, server param, udp bool) func(*stage) {
+	return func(s *stage) {
+		server := server
+		server.Veth = "there0"
+		if udp {
+			server.Next = "udp"
+		}
+		srv := s.start("gen-server", "pair-server", server, withFlags(syscall.CLONE_NEWNET))
+		srv.ready()
+		ownNamespace(srv)
+		srv.release()
+		client := client
+		client.Addr = srv.ready()
+		client.Peers = []string{client.Addr}
+		client.Local = netip.AddrPortFrom(netip.MustParseAddr("10.99.0.1"), 0).String()
+		role := "stream-client"
+		if udp {
+			role = "udp-send"
+			if client.Family == unix.AF_INET6 {
+				client.Local = "[fd99::1]:0"
+			}
+		}
+		settle(client.Addr)
+		s.take(s.start("gen-client", role, client), srv)
+	}
+}
+
+// settle waits until the peer's neighbour entry is there: until then the kernel keeps few datagrams and drops the
+// rest. A refused connection proves it. This program's own traffic is not compared.
+func settle(addr string) {
+	to := netip.AddrPortFrom(parse(addr).Addr(), 1)
+	family := unix.AF_INET
+	if to.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	for until := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		fd := open(family, unix.SOCK_STREAM, 0)
+		err := unix.Connect(fd, sockaddr(to))
+		unix.Close(fd)
+		if err == unix.ECONNREFUSED {
+			return
+		}
+		if time.Now().After(until) {
+			fail("reach peer", fmt.Errorf("%v", err))
+		}
+	}
+}
+
+// dropped connects to an address that never answers.
+func dropped(s *stage) {
+	ownNamespace(nil)
+	// A veth end without a peer's answer: no ARP, and nobody has the address.
+	command("ip", "link", "add", "here0", "type", "veth", "peer", "name", "there0")
+	command("ip", "link", "set", "here0", "arp", "off")
+	command("ip", "addr", "add", "10.98.0.1/24", "dev", "here0")
+	command("ip", "link", "set", "here0", "up")
+	command("ip", "link", "set", "there0", "up")
+	s.take(s.start("gen-client", "no-answer", param{Addr: "10.98.0.2:443"}))
+}
+
+func noAnswer(r *role) {
+	fd := open(r.p.Family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, r.p.Proto)
+	if err := unix.Connect(fd, sockaddr(parse(r.p.Addr))); err != unix.EINPROGRESS {
+		fail("connect", fmt.Errorf("got %v, not in progress", err))
+	}
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	n, err := unix.Poll(poll, 300)
+	check("poll", err)
+	if n != 0 {
+		fail("connect", fmt.Errorf("somebody answered"))
+	}
+	unix.Close(fd)
+	r.add(claim.Claim{Protocol: "tcp", Direction: "out", Remote: r.p.Addr, Conns: 1})
+}
+
+// container makes a root of its own out of an overlay, as container engines do, and becomes the client in it.
+func container(r *role) {
+	root := filepath.Join(r.p.Dir, "root")
+	lower, upper, work := filepath.Join(root, "lower"), filepath.Join(root, "upper"), filepath.Join(root, "work")
+	merged := filepath.Join(root, "merged")
+	for _, d := range []string{upper, work, merged} {
+		check("make folder", os.MkdirAll(d, 0o755))
+	}
+	check("make mounts private", unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	// The upper layer of an overlay cannot be on every file system: a tmpfs always can.
+	check("mount upper", unix.Mount("upper", upper, "tmpfs", 0, ""))
+	for _, d := range []string{"u", "w"} {
+		check("make folder", os.Mkdir(filepath.Join(upper, d), 0o755))
+	}
+	if err := unix.Mount("overlay", merged, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s/u,workdir=%s/w", lower, upper, upper)); err == unix.ENODEV {
+		lack("overlayfs", err.Error())
+	} else {
+		check("mount overlay", err)
+	}
+	check("set host name", unix.Sethostname([]byte("coverage")))
+	check("change root", unix.Chroot(merged))
+	check("change folder", os.Chdir("/"))
+	p := param{Addr: r.p.Addr, Bytes: r.p.Bytes, Linger: r.p.Linger, Exe: r.p.Exe, File: filepath.Join(lower, r.p.Exe)}
+	check("exec", syscall.Exec(r.p.Exe, []string{r.p.Exe, "role", "stream-client", p.encode()}, nil))
+}
+
+// inContainer plays a client in a container of its own. One that ends at once takes its root along, so that its file may
+// be out of reach for a hash.
+func inContainer(linger bool) func(*stage) {
+	return func(s *stage) { inContainerAs(s, fmt.Sprintf("/bin/contained-%d", os.Getpid()), linger) }
+}
+
+func inContainerAs(s *stage, exe string, linger bool) {
+	check("make folder", os.MkdirAll(filepath.Join(s.dir, "root/lower/bin"), 0o755))
+	s.copyTo(filepath.Join(s.dir, "root/lower", exe))
+	age()
+	srv := s.start("gen-server", "stream-server", param{})
+	s.take(s.start("gen-engine", "container", param{Addr: srv.ready(), Bytes: 4 * mega, Exe: exe, Linger: linger},
+		withFlags(syscall.CLONE_NEWNS|syscall.CLONE_NEWPID|syscall.CLONE_NEWIPC|syscall.CLONE_NEWUTS|unix.CLONE_NEWCGROUP)), srv)
+	for i := range s.claims {
+		if s.claims[i].Exe == exe {
+			s.claims[i].Unproved = !linger
+		}
+	}
+}
+
+func namespaceScenarios() []scenario {
+	var all []scenario
+	for _, f := range families() {
+		p := param{Family: f.family}
+		up, down := p, p
+		up.Bytes, down.Bytes = 4*mega, 4*mega
+		dgram := param{Family: f.family, Count: 500, Size: 1200}
+		all = append(all,
+			scenario{"netns-tcp" + f.suffix + "-up", overVeth(up, p, false)},
+			scenario{"netns-tcp" + f.suffix + "-down", overVeth(p, down, false)},
+			scenario{"netns-udp" + f.suffix, overVeth(dgram, param{Family: f.family, Expect: 500 * 1200}, true)})
+	}
+	return append(all,
+		scenario{"netns-loopback", func(s *stage) {
+			ownNamespace(nil)
+			streamPair(param{Bytes: mega}, param{Bytes: mega})(s)
+		}},
+		scenario{"tcp-dropped", dropped},
+		scenario{"container", inContainer(true)},
+		scenario{"container-short-lived", inContainer(false)})
+}
