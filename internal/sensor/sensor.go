@@ -198,12 +198,18 @@ func (l *loop) hello(checks []Check) (event.Hello, error) {
 
 // run is the loop. It returns nil when ctx is done.
 func (l *loop) run(ctx context.Context) error {
+	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(woken)
 		if err := l.hooks.Wake(); err != nil {
 			l.log.Error("stop", "err", err)
 		}
 	})
-	defer stop()
+	defer func() {
+		if !stop() {
+			<-woken // the hooks are closed next
+		}
+	}()
 	next := time.Now().Add(l.o.Interval)
 	for ctx.Err() == nil {
 		if err := l.hooks.Wait(time.Until(next)); err != nil {

@@ -1,0 +1,67 @@
+# Every target says what it does: make help. A fresh Debian machine needs only Go and make.
+
+# Go is often installed where only the installer's shell looks; sudo and make find it here too.
+export PATH := $(PATH):/usr/local/go/bin
+GO      ?= go
+SUDO    ?= $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+TOOL     = $(GO) tool -modfile=tools/go.mod
+# Hand-written Go: the generated files are bpf2go's own style.
+SOURCES  = $(shell find cmd internal test -name '*.go' ! -name 'bpf_*_bpfel.go')
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## make bin/picosnitch: one static file
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/picosnitch ./cmd/picosnitch
+	@chmod 755 bin/picosnitch
+
+.PHONY: run
+run: build ## build, and show what moves on this machine, live, until Ctrl-C
+	$(SUDO) env PICOSNITCH_LIVE=1 $(CURDIR)/bin/picosnitch start-no-daemon
+
+.PHONY: test
+test: ## test everything; installs what it needs on Debian, and uses sudo where root is needed
+	test/run
+
+.PHONY: test-unprivileged
+test-unprivileged: ## test what needs no root: replay, config, command line, shape of the house
+	test/run --unprivileged
+
+.PHONY: bench
+bench: build ## measure the cost of the monitor: time per operation with it on over off
+	$(SUDO) env PATH="$(PATH)" $(GO) run ./test/bench
+
+.PHONY: lint
+lint: ## go vet, staticcheck, gofumpt
+	$(GO) vet ./...
+	$(TOOL) staticcheck ./...
+	@bad=$$($(TOOL) gofumpt -l $(SOURCES)); [ -z "$$bad" ] || { echo "not gofumpt's format: make fmt"; echo "$$bad"; exit 1; }
+
+.PHONY: fmt
+fmt: ## format the Go files
+	$(TOOL) gofumpt -w $(SOURCES)
+
+.PHONY: generate
+generate: ## make the BPF objects again (needs clang and llvm)
+	test/deps.sh clang llvm
+	$(GO) generate ./internal/sensor/kernel
+
+.PHONY: drift
+drift: generate ## fail if the committed BPF objects are not what the sources give
+	git diff --exit-code -- internal/sensor/kernel
+
+.PHONY: fuzz
+fuzz: ## fuzz every parser of foreign input for 30 s each
+	@for p in $$($(GO) list ./...); do \
+		for f in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$$($(GO) list -f '{{.Dir}}' $$p)"/*_test.go 2>/dev/null | cut -c6-); do \
+			$(GO) test $$p -run xxx -fuzz "^$$f$$" -fuzztime 30s || exit 1; \
+		done; \
+	done
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin

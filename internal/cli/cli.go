@@ -1,0 +1,242 @@
+// Package cli is picosnitch's command line: it parses arguments, calls daemon, and turns what comes back into words
+// and an exit code. It decides nothing about the data, and holds no state between calls.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/picosnitch/picosnitch/internal/daemon"
+	"github.com/picosnitch/picosnitch/internal/sensor"
+)
+
+// Exit codes, as help and README.md document them.
+const (
+	ExitOK          = 0
+	ExitFailure     = 1 // something failed; the message says what
+	ExitUsage       = 2 // config.json, an environment variable or the command line is wrong
+	ExitState       = 3 // start: already running; stop, restart, status: not running
+	ExitUnsupported = 4 // the kernel lacks what picosnitch needs
+	ExitNotRoot     = 5 // the command needs root
+	ExitInterrupted = 130
+)
+
+// Env is what a command sees of the outside.
+type Env struct {
+	Stdin          *os.File
+	Stdout, Stderr io.Writer
+	Getenv         func(string) string
+}
+
+var (
+	errNotRoot = errors.New("needs root")
+	errUsage   = errors.New("usage")
+	errQuiet   = errors.New("already told")
+)
+
+// codeError carries an exit code that the error itself does not tell.
+type codeError struct {
+	code int
+	err  error
+}
+
+func (e *codeError) Error() string { return e.err.Error() }
+func (e *codeError) Unwrap() error { return e.err }
+
+// Run runs one command line and returns the exit code.
+func Run(args []string, env Env) int {
+	root := commands(env)
+	root.SetArgs(args)
+	err := root.Execute()
+	if err == nil {
+		return ExitOK
+	}
+	if !errors.Is(err, errQuiet) {
+		text := strings.TrimPrefix(err.Error(), errUsage.Error()+": ")
+		text = strings.TrimPrefix(text, daemon.ErrConfig.Error()+": ")
+		fmt.Fprintf(env.Stderr, "picosnitch: %s\n", text)
+	}
+	return exitCode(err)
+}
+
+func exitCode(err error) int {
+	var code *codeError
+	var running *daemon.RunningError
+	switch {
+	case errors.As(err, &code):
+		return code.code
+	case errors.Is(err, errUsage), errors.Is(err, daemon.ErrConfig):
+		return ExitUsage
+	case errors.As(err, &running), errors.Is(err, daemon.ErrNotRunning):
+		return ExitState
+	case errors.Is(err, sensor.ErrHooks), errors.Is(err, errors.ErrUnsupported):
+		return ExitUnsupported
+	case errors.Is(err, errNotRoot):
+		return ExitNotRoot
+	}
+	return ExitFailure
+}
+
+const long = `picosnitch shows which program sent or received which bytes, to whom, and keeps
+a log of it. It is a monitor, not a firewall: it never blocks and never delays.`
+
+const after = `
+Files, in ~/.config/picosnitch of the user who calls sudo:
+  config.json  settings; made on the first run      snitch.db  the connection log
+  record.json  every program seen so far            exe.log    its history
+  conn.log     text log, if switched on             error.log  what went wrong or was lost
+
+Environment:
+  PICOSNITCH_DIR      the folder, instead of ~/.config/picosnitch
+  PICOSNITCH_RUN_DIR  where pid file and live feed are, instead of /run
+  PICOSNITCH_LIVE     1: show a live line per flow, also when the output is no terminal
+
+Exit codes:
+  0  done                            3  already running, or not running
+  1  failed                          4  the kernel lacks what picosnitch needs
+  2  config or command line wrong    5  root is needed
+`
+
+func commands(env Env) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "picosnitch",
+		Short:         "which program sent or received which bytes, to whom",
+		Long:          long,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("%w: unknown command %q: see `picosnitch help`", errUsage, args[0])
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, _ []string) error {
+			c.SetOut(env.Stderr)
+			c.Help()
+			return &codeError{ExitUsage, errQuiet}
+		},
+	}
+	root.SetIn(env.Stdin)
+	root.SetOut(env.Stdout)
+	root.SetErr(env.Stderr)
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fmt.Errorf("%w: %w: see `%s --help`", errUsage, err, c.CommandPath())
+	})
+	root.SetUsageTemplate(strings.TrimRight(root.UsageTemplate(), "\n") + "\n{{if not .HasParent}}" + after + "{{end}}")
+	root.AddCommand(
+		startCommand(env), startNoDaemonCommand(env), stopCommand(env), restartCommand(env),
+		statusCommand(env), doctorCommand(env), recordCommand(env), replayCommand(env),
+		systemdCommand(env), versionCommand(env), recorderCommand(),
+	)
+	for _, c := range root.Commands() {
+		if c.Args == nil {
+			c.Args = cobra.NoArgs
+		}
+		args := c.Args
+		c.Args = func(c *cobra.Command, a []string) error {
+			if err := args(c, a); err != nil {
+				return fmt.Errorf("%w: %w: see `%s --help`", errUsage, err, c.CommandPath())
+			}
+			return nil
+		}
+	}
+	return root
+}
+
+func needRoot(c *cobra.Command) error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("`picosnitch %s` %w: run: sudo picosnitch %[1]s", c.Name(), errNotRoot)
+	}
+	return nil
+}
+
+// interruptible gives a context that ends with SIGINT or SIGTERM; the second signal leaves at once.
+func interruptible(env Env) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // nohup(1) did not ask for more
+		signal.Notify(signals, syscall.SIGHUP) // the terminal went away
+	}
+	go func() {
+		<-signals
+		cancel()
+		// timeout(1) and some shells send the first one twice: to the process and to its group.
+		for first := time.Now(); time.Since(first) < 500*time.Millisecond; {
+			<-signals
+		}
+		fmt.Fprintln(env.Stderr, "picosnitch: left at once: the last window may be lost")
+		os.Exit(ExitInterrupted)
+	}()
+	return ctx, cancel
+}
+
+func logger(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, nil))
+}
+
+// version is what the build knows about itself.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v := info.Main.Version
+	if v == "" || v == "(devel)" {
+		v = "devel"
+		for _, s := range info.Settings {
+			switch {
+			case s.Key == "vcs.revision" && len(s.Value) >= 12:
+				v += "-" + s.Value[:12]
+			case s.Key == "vcs.modified" && s.Value == "true":
+				v += "+dirty"
+			}
+		}
+	}
+	return v
+}
+
+func versionCommand(env Env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "show the version and where things are",
+		RunE: func(*cobra.Command, []string) error {
+			fmt.Fprintf(env.Stdout, "picosnitch %s (%s, %s/%s)\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			if p, err := daemon.FindPlace(env.Getenv); err == nil {
+				fmt.Fprintf(env.Stdout, "folder: %s\nrun directory: %s\n", p.Dir, p.RunDir)
+			}
+			return nil
+		},
+	}
+}
+
+func recorderCommand() *cobra.Command {
+	var o daemon.ChildOptions
+	c := &cobra.Command{
+		Use:    "recorder",
+		Hidden: true,
+		Short:  "picosnitch's own child process",
+		RunE:   func(*cobra.Command, []string) error { return daemon.Child(o) },
+	}
+	f := c.Flags()
+	f.BoolVar(&o.Prepare, "prepare", false, "")
+	f.Uint32Var(&o.UID, "uid", 0, "")
+	f.Uint32Var(&o.GID, "gid", 0, "")
+	f.StringVar(&o.Dir, "dir", "", "")
+	f.StringVar(&o.Feed, "feed", "", "")
+	f.BoolVar(&o.Live, "live", false, "")
+	return c
+}

@@ -1,0 +1,223 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/picosnitch/picosnitch/internal/config"
+	"github.com/picosnitch/picosnitch/internal/daemon"
+	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/recorder"
+	"github.com/picosnitch/picosnitch/internal/sensor"
+)
+
+func statusCommand(env Env) *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "show whether picosnitch runs, what it sees and what it lost",
+		RunE: func(c *cobra.Command, _ []string) error {
+			run, err := daemon.RunDir(env.Getenv)
+			if err != nil {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
+			s, err := daemon.Status(context.Background(), run)
+			if errors.Is(err, daemon.ErrNotRunning) && os.Geteuid() == 0 {
+				if pid, lock := daemon.Holder(run); lock == nil {
+					return fmt.Errorf("picosnitch runs with pid %d, but its recorder does not answer: it is starting, or see error.log", pid)
+				}
+			}
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(env.Stdout)
+				enc.SetIndent("", "  ")
+				return enc.Encode(s)
+			}
+			printStatus(env.Stdout, s)
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+func printStatus(w io.Writer, s recorder.Status) {
+	line := func(name, format string, a ...any) {
+		// What the feed says is the recorder's word: escaped like everything that root did not write.
+		fmt.Fprintf(w, "%-14s %s\n", name, event.Text(fmt.Appendf(nil, format, a...)))
+	}
+	line("running", "pid %d, recorder %d, picosnitch %s", s.PID, s.RecorderPID, or(s.Program, "unknown"))
+	line("uptime", "%s", (time.Duration(s.Uptime) * time.Second).String())
+	line("hook set", "%s", or(s.HookSet, "unknown"))
+	for _, h := range s.Hooks {
+		if !h.Attached && h.Cost != "" {
+			line("  missing", "%s (%s): %s", h.Name, h.Error, h.Cost)
+		}
+	}
+	line("self test", "%s", or(s.SelfTest, "unknown"))
+	line("events", "%d, %.1f per second", s.Events, s.EventsPerSecond)
+	if s.Bandwidth {
+		line("seen", "%d bytes sent, %d received", s.Seen.Sent, s.Seen.Received)
+		line("unattributed", "%d bytes sent, %d received", s.Unattributed.Sent, s.Unattributed.Received)
+	} else {
+		line("bytes", "not counted: %q is false", config.KeyBandwidth)
+	}
+	none := true
+	known := map[string]bool{}
+	for _, l := range event.Losses() {
+		known[l.Key] = true
+		if n := s.Lost[l.Key]; n > 0 {
+			none = false
+			line("lost", "%d %s", n, l.Text)
+			line("", "→ %s", l.Hint)
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(s.Lost)) {
+		if n := s.Lost[k]; n > 0 && !known[k] {
+			none = false
+			line("lost", "%d %s", n, k)
+		}
+	}
+	if s.BadLines > 0 || s.UnknownFlows > 0 {
+		none = false
+		line("lost", "%d lines that the recorder did not understand, %d flows without a program", s.BadLines, s.UnknownFlows)
+	}
+	if none {
+		line("lost", "nothing")
+	}
+	line("window", "%d s, %d records open, last write %s", s.WindowSeconds, s.Records, ago(s.LastWrite))
+	if s.IgnoredFlows > 0 {
+		line("ignored", "%d flows, %d bytes sent, %d received (%q)", s.IgnoredFlows, s.Ignored.Sent, s.Ignored.Received, config.KeyLogIgnore)
+	}
+	for _, k := range s.Sinks {
+		if k.Error == "" && k.Waiting == 0 && k.Failures == 0 {
+			line("sink", "%s: ok", k.Name)
+			continue
+		}
+		line("sink", "%s: %d failures, %d windows waiting: %s", k.Name, k.Failures, k.Waiting, or(k.Error, "ok now"))
+	}
+	line("snitch.db", "%d bytes", s.DatabaseBytes)
+	line("feed", "%d readers, %d dropped, %d refused", s.Feed.Readers, s.Feed.Dropped, s.Feed.Refused)
+}
+
+func ago(at int64) string {
+	if at == 0 {
+		return "not yet"
+	}
+	return time.Since(time.Unix(0, at)).Round(time.Second).String() + " ago"
+}
+
+func doctorCommand(env Env) *cobra.Command {
+	var asJSON bool
+	var hooks string
+	c := &cobra.Command{
+		Use:   "doctor",
+		Short: "say what this machine offers and what is missing, and prove it with known bytes",
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := needRoot(c); err != nil {
+				return err
+			}
+			ctx, cancel := interruptible(env)
+			defer cancel()
+			report, err := daemon.Doctor(ctx, daemon.Options{Program: version(), HookSet: hooks, Getenv: env.Getenv, Stderr: env.Stderr, Logger: logger(env.Stderr)})
+			if asJSON {
+				enc := json.NewEncoder(env.Stdout)
+				enc.SetIndent("", "  ")
+				err = errors.Join(err, enc.Encode(report))
+			} else {
+				printReport(env.Stdout, report)
+				printConfig(env)
+			}
+			if err != nil {
+				return err
+			}
+			for _, s := range report.SelfTest {
+				if !s.OK {
+					return fmt.Errorf("the self test found a difference: %s: %s", s.Name, s.Detail)
+				}
+			}
+			if !report.OK() {
+				return errors.New("not everything works here: see the lines with NO")
+			}
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().StringVar(&hooks, "hooks", "", "examine this hook set instead of the best one")
+	return c
+}
+
+func printReport(w io.Writer, r sensor.Report) {
+	fmt.Fprintf(w, "kernel    %s\nhook set  %s\n", or(r.Kernel, "unknown"), or(r.HookSet, "none"))
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	checks := func(title string, list []sensor.Check) {
+		if len(list) == 0 {
+			return
+		}
+		fmt.Fprintf(t, "\n%s\n", title)
+		for _, c := range list {
+			fmt.Fprintf(t, "  %s\t%s\t%s\n", mark(c.OK), c.Name, c.Detail)
+			if !c.OK && c.Hint != "" {
+				fmt.Fprintf(t, "  \t\t→ %s\n", c.Hint)
+			}
+		}
+	}
+	checks("What the kernel offers", r.Features)
+	if len(r.Hooks) > 0 {
+		fmt.Fprintf(t, "\nHooks\n")
+		for _, h := range r.Hooks {
+			detail := ""
+			if !h.Attached {
+				detail = h.Error
+				if h.Cost != "" {
+					detail += "; without it: " + h.Cost
+				}
+			}
+			fmt.Fprintf(t, "  %s\t%s\t%s\n", mark(h.Attached), h.Name, detail)
+		}
+	}
+	checks("Self test: known bytes, and what was counted", r.SelfTest)
+	t.Flush()
+}
+
+// printConfig tells what the config file asks for that this version does not do.
+func printConfig(env Env) {
+	c, path, err := daemon.ReadConfig(env.Getenv)
+	switch {
+	case err != nil:
+		fmt.Fprintf(env.Stdout, "\nConfig\n  %s  %v\n", mark(false), err)
+	case len(c.Later()) > 0:
+		fmt.Fprintf(env.Stdout, "\nConfig %s\n", path)
+		for _, k := range c.Later() {
+			fmt.Fprintf(env.Stdout, "  -  %q is without effect in this version\n", k)
+		}
+	default:
+		fmt.Fprintf(env.Stdout, "\nConfig\n  %s  %s\n", mark(true), path)
+	}
+}
+
+func mark(ok bool) string {
+	if ok {
+		return "ok"
+	}
+	return "NO"
+}
+
+func or(s, instead string) string {
+	if s == "" {
+		return instead
+	}
+	return s
+}

@@ -1,0 +1,182 @@
+// Package config reads config.json: the mission's 16 keys with the mission's defaults. It sits on top of the
+// house (daemon and cli use it, no wing does) and knows nothing of what a key does elsewhere. The file is written
+// by strangers until it is proven: it is bounded, parsed without YAML's anchors, tags and merges, and every error
+// names the key, the value and what is allowed. Secrets never appear in an error or a log. It does not open files
+// by path: daemon does that, with the care that a folder of the user's needs.
+package config
+
+import (
+	_ "embed"
+	"strings"
+)
+
+// Keys of config.json, as the user writes them.
+const (
+	KeyBandwidth     = "Bandwidth monitor"
+	KeyRetention     = "DB retention (days)"
+	KeySQLLog        = "DB sql log"
+	KeySQLServer     = "DB sql server"
+	KeyTextLog       = "DB text log"
+	KeyWriteLimit    = "DB write limit (seconds)"
+	KeyNotifications = "Desktop notifications"
+	KeyEveryExe      = "Every exe (not just conns)"
+	KeyLogAddresses  = "Log addresses"
+	KeyLogCommands   = "Log commands"
+	KeyLogIgnore     = "Log ignore"
+	KeyRingPages     = "Perf ring buffer (pages)"
+	KeyNoFile        = "Set RLIMIT_NOFILE"
+	KeyVTKey         = "VT API key"
+	KeyVTUpload      = "VT file upload"
+	KeyVTLimit       = "VT request limit (seconds)"
+)
+
+// Config is the content of config.json.
+type Config struct {
+	Bandwidth     bool   // count bytes; false: connections only
+	RetentionDays int    // days that rows stay in snitch.db
+	SQLLog        bool   // write snitch.db
+	SQLServer     Server // remote copy; zero: none
+	TextLog       bool   // write conn.log
+	WriteLimit    int    // seconds between writes: the length of a window
+	Notifications bool   // show notices on the desktop
+	EveryExe      bool   // record programs that use no network too
+	LogAddresses  bool   // record remote addresses and domains
+	LogCommands   bool   // record command lines
+	LogIgnore     Ignore // what is left out of the connection log
+	RingPages     int    // pages of the kernel's ring buffer, a power of two
+	NoFile        uint64 // RLIMIT_NOFILE to set; 0: leave it
+	VTKey         Secret // VirusTotal; "": off
+	VTUpload      bool   // send files whose hash VirusTotal does not know
+	VTLimit       int    // seconds between two requests
+}
+
+// Server says where the remote copy goes. Its parameters are the ones of the client's own connect call.
+type Server struct {
+	Client string            // "mariadb", "psycopg", "psycopg2" or "pymysql"; "": no server
+	Table  string            // table name; "": the client's default, "connections"
+	Params map[string]Secret // connection parameters as text; a nested key is joined with "."
+}
+
+// Ignore lists what is left out of the connection log.
+type Ignore struct {
+	Ports   []int    // exact
+	SHA256  []string // exact, lower-case hex
+	Domains []string // prefixes in reverse notation: "com.example" also matches com.example.www
+}
+
+//go:embed default.json
+var document string
+
+// Document is the file that the first run writes: the mission's documented block, comments and all.
+func Document() []byte { return []byte(document) }
+
+// Default returns the mission's defaults.
+func Default() Config {
+	return Config{
+		Bandwidth:     true,
+		RetentionDays: 365,
+		SQLLog:        true,
+		WriteLimit:    10,
+		Notifications: true,
+		LogAddresses:  true,
+		LogCommands:   true,
+		RingPages:     64,
+		VTLimit:       15,
+	}
+}
+
+// Later returns the keys that are set to something else than their default although the feature behind them is
+// not built yet, so that nobody believes they work.
+func (c Config) Later() []string {
+	d := Default()
+	var keys []string
+	for _, k := range []struct {
+		key string
+		set bool
+	}{
+		{KeyRetention, c.RetentionDays != d.RetentionDays},
+		{KeySQLServer, c.SQLServer.Client != ""},
+		{KeyNotifications, c.Notifications != d.Notifications},
+		{KeyEveryExe, c.EveryExe != d.EveryExe},
+		{KeyVTKey, c.VTKey != ""},
+		{KeyVTUpload, c.VTUpload != d.VTUpload},
+		{KeyVTLimit, c.VTLimit != d.VTLimit},
+	} {
+		if k.set {
+			keys = append(keys, k.key)
+		}
+	}
+	return keys
+}
+
+// Secret is a text that must not be seen: it prints as "(hidden)" in every format. Reveal gives the text.
+type Secret string
+
+const hidden = "(hidden)"
+
+// String implements fmt.Stringer.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return hidden
+}
+
+// GoString implements fmt.GoStringer, for %#v.
+func (s Secret) GoString() string { return `"` + s.String() + `"` }
+
+// MarshalText keeps the text out of JSON and out of slog.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Reveal returns the text itself: only for the one call that needs it.
+func (s Secret) Reveal() string { return string(s) }
+
+func keys() []string {
+	k := make([]string, 0, 16)
+	for _, f := range fields() {
+		k = append(k, f.key)
+	}
+	return k
+}
+
+// nearest returns the key that the user probably meant, or "".
+func nearest(key string) string {
+	best, distance := "", 1+max(3, len(key)/3)
+	plain := func(s string) string { return strings.Join(strings.Fields(strings.ToLower(s)), " ") }
+	want := []rune(plain(key))
+	if len(want) > 64 {
+		return ""
+	}
+	for _, k := range keys() {
+		have := plain(k)
+		if d := levenshtein(want, []rune(have)); d < distance {
+			best, distance = k, d
+		}
+		// "DB retention" for "DB retention (days)": the unit is what people forget.
+		if name, _, unit := strings.Cut(have, " ("); unit {
+			if d := levenshtein(want, []rune(name)); d < distance {
+				best, distance = k, d
+			}
+		}
+	}
+	return best
+}
+
+func levenshtein(a, b []rune) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i, ca := range a {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j, cb := range b {
+			cost := 1
+			if ca == cb {
+				cost = 0
+			}
+			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,21 @@
+package daemon
+
+import (
+	"slices"
+
+	"github.com/picosnitch/picosnitch/internal/config"
+	"github.com/picosnitch/picosnitch/internal/recorder"
+)
+
+// settings is what the recorder needs of config.json. The recorder does not know the file.
+func settings(c config.Config) recorder.Settings {
+	return recorder.Settings{
+		SQLLog:       c.SQLLog,
+		TextLog:      c.TextLog,
+		WriteLimit:   int64(c.WriteLimit),
+		LogAddresses: c.LogAddresses,
+		LogCommands:  c.LogCommands,
+		Ignore:       slices.Concat(c.LogIgnore.SHA256, c.LogIgnore.Domains),
+		IgnorePorts:  c.LogIgnore.Ports,
+	}
+}
