@@ -165,7 +165,7 @@ static __always_inline bool take(struct sock_state *st, struct counts *n)
 	n->sent = __sync_lock_test_and_set(&st->counts.sent, 0);
 	n->received = __sync_lock_test_and_set(&st->counts.received, 0);
 	n->conns = __sync_lock_test_and_set(&st->counts.conns, 0);
-	n->zero = 0;
+	n->continued = 0;
 	return n->sent || n->received || n->conns;
 }
 
@@ -275,6 +275,10 @@ static __noinline int count_slow(struct sock *sk, struct sock_state *st, const s
 	}
 	if (st->claim == CLAIM_OWNED)
 		key.direction = st->key.direction;
+	if (key.peer == PEER_PACKET && st->key.peer == PEER_NONE && !(st->flags & FLAG_NAMED)) {
+		set_flag(st, FLAG_NAMED);
+		n->continued = 1;
+	}
 	add_table(&key, n);
 	return 0;
 }

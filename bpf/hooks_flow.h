@@ -101,9 +101,9 @@ static __always_inline void note_cork(struct sock *sk, struct sock_state *st)
 	bool corked = sk->sk_protocol == IPPROTO_UDP && BPF_CORE_READ((struct udp_sock *)sk, pending);
 
 	if (corked)
-		st->flags |= FLAG_CORKED;
+		set_flag(st, FLAG_CORKED);
 	else if (st->flags & FLAG_CORKED)
-		st->flags &= ~FLAG_CORKED;
+		clear_flag(st, FLAG_CORKED);
 }
 
 static __always_inline void count_datagram(struct sock *sk, struct counts *n, int received, bool failed)
@@ -245,13 +245,13 @@ int BPF_PROG(tcp_rcv_space_adjust, struct sock *sk)
 		 * their starting point from the iterator.
 		 */
 		st->copied_seq = tp->rcv_nxt - (__u32)tp->bytes_received;
-		st->flags |= FLAG_BASELINE;
+		set_flag(st, FLAG_BASELINE);
 	}
 	delta = seq - st->copied_seq;
 	st->copied_seq = seq;
 	if (seq == tp->rcv_nxt && sk->sk_shutdown & RCV_SHUTDOWN && !(st->flags & FLAG_FIN)) {
 		/* tcp_read_sock() (splice) has stepped over the FIN, which is no byte. */
-		st->flags |= FLAG_FIN;
+		set_flag(st, FLAG_FIN);
 		delta--;
 	}
 	if (!delta || delta > 1u << 31)
@@ -293,7 +293,7 @@ int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
 		return 0;
 	}
 	if (st && protocol == IPPROTO_MPTCP) {
-		st->flags |= FLAG_CONNECT;
+		set_flag(st, FLAG_CONNECT);
 		return 0;
 	}
 	identify(&key.process, bpf_get_current_task_btf());

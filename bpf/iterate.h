@@ -32,7 +32,7 @@ int adopt_sockets(struct bpf_iter__task_file *ctx)
 	if (protocol == IPPROTO_TCP && state != TCP_LISTEN && state != TCP_CLOSE && !(st->flags & FLAG_BASELINE)) {
 		tp = (struct tcp_sock *)sk;
 		st->copied_seq = BPF_CORE_READ(tp, copied_seq);
-		st->flags |= FLAG_BASELINE;
+		set_flag(st, FLAG_BASELINE);
 	}
 	if (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP) {
 		if (state == TCP_CLOSE)
@@ -47,14 +47,14 @@ int adopt_sockets(struct bpf_iter__task_file *ctx)
 			__sync_lock_test_and_set(&st->claim, CLAIM_LISTENER);
 			return 0;
 		}
-		st->flags |= FLAG_PREEXISTING;
+		set_flag(st, FLAG_PREEXISTING);
 		connected_peer(sk, &st->key);
 		publish(st);
 		return 0;
 	}
 	/* A datagram socket belongs to the first who uses it. */
 	if (st->claim == CLAIM_FREE)
-		st->flags |= FLAG_PREEXISTING;
+		set_flag(st, FLAG_PREEXISTING);
 	return 0;
 }
 
@@ -75,10 +75,11 @@ int drain_sockets(struct bpf_iter__bpf_sk_storage_map *ctx)
 		 * look: by then whoever accepts at once has used it.
 		 */
 		if (st->flags & (FLAG_REPORTED | FLAG_PREEXISTING) || sk->__sk_common.skc_state == TCP_LISTEN ||
+		    !sk->__sk_common.skc_dport /* the listening socket after shutdown() */ ||
 		    BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock) /* a subflow of MPTCP */)
 			return 0;
 		if (!(st->flags & FLAG_IDLE)) {
-			st->flags |= FLAG_IDLE;
+			set_flag(st, FLAG_IDLE);
 			return 0;
 		}
 	} else if (st->claim != CLAIM_OWNED || !(st->counts.sent | st->counts.received | st->counts.conns)) {
@@ -94,7 +95,7 @@ int drain_sockets(struct bpf_iter__bpf_sk_storage_map *ctx)
 		return 0;
 	}
 	if (st->claim == CLAIM_LISTENER) {
-		st->flags |= FLAG_REPORTED;
+		set_flag(st, FLAG_REPORTED);
 		r.counts.conns = 1;
 		describe(sk, &r.key);
 		connected_peer(sk, &r.key);

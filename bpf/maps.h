@@ -43,8 +43,20 @@ enum claim {
 #define FLAG_PREEXISTING 4 /* open before us: who opened it is not known */
 #define FLAG_REPORTED 8	   /* an accepted connection that nobody used yet was counted for the listener */
 #define FLAG_IDLE 16	   /* ... and was seen once by the drain */
+#define FLAG_NAMED 128	   /* the flow began without a known peer, and has one now */
 #define FLAG_CORKED 64	   /* the last send left a datagram that is not complete (MSG_MORE, UDP_CORK) */
 #define FLAG_CONNECT 32	   /* MPTCP: connect() was called; the address is known later */
+
+/* Atomic: the drain and the counting programs set flags of one socket on different CPUs. */
+static __always_inline void set_flag(struct sock_state *st, __u32 flag)
+{
+	__sync_fetch_and_or(&st->flags, flag);
+}
+
+static __always_inline void clear_flag(struct sock_state *st, __u32 flag)
+{
+	__sync_fetch_and_and(&st->flags, ~flag);
+}
 
 /* BPF_F_CLONE: an accepted socket starts with its listener's state. */
 struct {

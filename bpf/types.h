@@ -69,7 +69,7 @@ struct counts {
 	__u64 sent;
 	__u64 received;
 	__u32 conns;
-	__u32 zero;
+	__u32 continued; /* the flow's opening was counted already, without its peer */
 };
 
 /* One report of a flow: what moved since its last report. */

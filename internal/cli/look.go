@@ -62,7 +62,10 @@ func printStatus(w io.Writer, s recorder.Status) {
 	line("uptime", "%s", (time.Duration(s.Uptime) * time.Second).String())
 	line("hook set", "%s", or(s.HookSet, "unknown"))
 	for _, h := range s.Hooks {
-		if !h.Attached && h.Cost != "" {
+		switch {
+		case h.Waits:
+			line("  on demand", "%s: %s", h.Name, h.Cost)
+		case !h.Attached:
 			line("  missing", "%s (%s): %s", h.Name, h.Error, h.Cost)
 		}
 	}

@@ -20,7 +20,7 @@ func samples() []Event {
 	parent := ProcessID{PID: 1, Start: 1, Exec: 0}
 	file := FileID{Device: 1 << 63, Inode: 1<<64 - 1, Generation: 1<<32 - 1, Ctime: -1, Size: 1 << 62}
 	return []Event{
-		{At: 1, Hello: &Hello{Version: Version, Stream: "s", Program: "1.0", Host: "h", Boot: "b", Started: 2, PID: 3, HookSet: "tracepoint", Hooks: []Hook{{"a", true, "", ""}, {"b", false, "cost", "why"}}, Bandwidth: true, SelfTest: "ok", Batch: 1<<64 - 1}},
+		{At: 1, Hello: &Hello{Version: Version, Stream: "s", Program: "1.0", Host: "h", Boot: "b", Started: 2, PID: 3, HookSet: "tracepoint", Hooks: []Hook{{Name: "a", Attached: true}, {Name: "b", Cost: "cost", Error: "why"}, {Name: "c", Waits: true}}, Bandwidth: true, SelfTest: "ok", Batch: 1<<64 - 1}},
 		{At: -1, Process: &Process{ID: id, Parent: parent, Path: "/p", Argv: []string{"", "a b", "<&>\u2028"}, ArgvCut: true, Name: "n", Script: "/s", UID: 1<<32 - 1, File: file, Deleted: true, Cgroup: 1<<64 - 1, MountNS: 7, Kernel: true, Source: SourceExec, Started: 9}},
 		{Process: &Process{ID: id, Source: SourceUnknown}},
 		{Exit: &Exit{ID: id}},

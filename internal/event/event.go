@@ -53,6 +53,7 @@ type Hello struct {
 type Hook struct {
 	Name     string `json:"name"`
 	Attached bool   `json:"attached"`
+	Waits    bool   `json:"waits,omitempty"` // off only because no socket needs it now
 	Cost     string `json:"cost,omitempty"`  // what is not seen without it
 	Error    string `json:"error,omitempty"` // why it is not attached
 }

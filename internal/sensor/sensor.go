@@ -34,8 +34,6 @@ type Options struct {
 	OnReady   func(event.Hello) // called once, when the hooks are on and the self-test is done
 	// Connect starts a recorder and returns the sensor's end of its stream. Called again, with back-off, when the stream ends.
 	Connect func(ctx context.Context) (io.ReadWriteCloser, error)
-	// Notices are lines for the user from whoever runs the sensor; may be nil.
-	Notices <-chan event.Notice
 }
 
 const (
@@ -153,15 +151,12 @@ func (l *loop) start(ctx context.Context) (event.Hello, error) {
 		l.notice("error", "the self-test failed: "+hello.SelfTest, "run `picosnitch doctor`; do not trust the figures")
 	}
 	for _, h := range hello.Hooks {
-		if !h.Attached && h.Error != "" && !waits(h) {
+		if !h.Attached && !h.Waits {
 			l.notice("warning", fmt.Sprintf("hook %s is not attached: %s; not seen: %s", h.Name, h.Error, h.Cost), "run `picosnitch doctor`")
 		}
 	}
 	return hello, nil
 }
-
-// waits reports whether a hook is off only because nothing needs it now.
-func waits(h event.Hook) bool { return h.Error == kernel.Waits }
 
 // found learns the processes that ran before us. The iterator does not give their arguments.
 func (l *loop) found() error {
@@ -286,18 +281,6 @@ func (l *loop) notice(level, text, hint string) {
 func (l *loop) notices() {
 	for _, n := range l.stream.takeNotices() {
 		l.notice(n.Level, n.Text, n.Hint)
-	}
-	for {
-		select {
-		case n, open := <-l.o.Notices:
-			if !open {
-				l.o.Notices = nil
-				return
-			}
-			l.notice(n.Level, n.Text, n.Hint)
-		default:
-			return
-		}
 	}
 }
 

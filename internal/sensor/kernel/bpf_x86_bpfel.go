@@ -14,11 +14,11 @@ import (
 )
 
 type bpfCounts struct {
-	_        structs.HostLayout
-	Sent     uint64
-	Received uint64
-	Conns    uint32
-	Zero     uint32
+	_         structs.HostLayout
+	Sent      uint64
+	Received  uint64
+	Conns     uint32
+	Continued uint32
 }
 
 type bpfDirection uint32

@@ -238,7 +238,7 @@ func (h *Hooks) drainTables(to Handler, emit func(*event.Flow)) error {
 	}
 	now := time.Now()
 	err = empty(h.tables[0].spare, h.buffers.keys, h.buffers.counts, func(k *bpfFlowKey, c *bpfCounts) {
-		if c.Conns == 0 && isDatagram(k) && h.datagrams.first(k, now) {
+		if c.Conns == 0 && isDatagram(k) && h.datagrams.first(k, now) && c.Continued == 0 {
 			c.Conns = 1
 		}
 		decodeFlow(k, c, &h.buffers.flow)

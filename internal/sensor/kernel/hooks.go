@@ -21,9 +21,6 @@ const (
 	SetTracepoint = "tracepoint"
 )
 
-// Waits is the event.Hook.Error of a hook that is off only because nothing needs it now.
-const Waits = "waits until a socket needs it"
-
 // ErrNoHookSet is returned, wrapped with the reasons, when no hook set works on this kernel.
 var ErrNoHookSet = errors.New("no hook set works on this kernel")
 
@@ -204,11 +201,10 @@ func (h *Hooks) State() []event.Hook {
 		s := event.Hook{Name: a.name, Attached: a.link != nil}
 		if a.link == nil {
 			s.Cost = a.cost
-			switch {
-			case a.err != nil:
+			if a.err != nil {
 				s.Error = a.err.Error()
-			case a.when == onDemand:
-				s.Error = Waits
+			} else {
+				s.Waits = a.when == onDemand
 			}
 		}
 		out = append(out, s)

@@ -407,7 +407,7 @@ func TestAttachTwice(t *testing.T) {
 		}
 	}
 	for _, s := range h.State() {
-		if !s.Attached && s.Error != Waits {
+		if !s.Attached && !s.Waits {
 			t.Errorf("%+v", s)
 		}
 	}
