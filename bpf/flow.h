@@ -140,23 +140,21 @@ static __noinline int add_table(const struct flow_key *key, const struct counts 
 
 	if (!key || !n)
 		return 0;
-	tally(TALLY_TABLE, 1);
 	inner = bpf_map_lookup_elem(&flows, &zero);
 	if (inner) {
 		have = bpf_map_lookup_elem(inner, key);
-		if (have) {
-			add(have, n);
-			return 0;
+		if (!have && bpf_map_update_elem(inner, key, n, BPF_NOEXIST)) {
+			have = bpf_map_lookup_elem(inner, key); /* another CPU was first */
+			if (!have)
+				inner = NULL; /* full */
 		}
-		if (!bpf_map_update_elem(inner, key, n, BPF_NOEXIST))
-			return 0;
-		have = bpf_map_lookup_elem(inner, key); /* another CPU was first */
-		if (have) {
+		if (have)
 			add(have, n);
-			return 0;
-		}
 	}
-	return add_total(key, n);
+	if (!inner)
+		add_total(key, n);
+	tally(TALLY_TABLE, 1); /* after the count: the sensor drains when it sees this change */
+	return 0;
 }
 
 /* Takes what a socket's state has counted since the last report. */

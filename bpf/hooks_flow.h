@@ -35,30 +35,32 @@ static __always_inline bool owner_remote(struct sock_state *st, struct task_stru
 
 /*
  * The address of the datagram that this call moved, when the socket is not connected to it. The cgroup hooks left it
- * in the socket's slot just before, in this very thread. It is taken even when the call failed.
+ * in the socket's slot just before, in this very thread, or in the map when the slot was taken or there is no state. It
+ * is taken even when the call failed.
  */
 static __always_inline bool take_message_peer(struct sock_state *st, struct peer_address *p)
 {
 	__u32 tid = bpf_get_current_pid_tgid();
 	struct pending *other;
 
-	if (st->slot_tid == tid) {
+	if (st && st->slot_tid == tid) {
 		__builtin_memcpy(p->remote, st->slot_remote, 16);
 		p->port = st->slot_port;
 		p->peer = PEER_MESSAGE;
 		__sync_lock_test_and_set(&st->slot_tid, 0);
 		return true;
 	}
-	if (!st->pendings)
+	if (st && !st->pendings)
 		return false;
 	other = bpf_map_lookup_elem(&pendings, &tid);
 	if (!other)
 		return false;
-	__sync_fetch_and_add(&st->pendings, -1);
 	__builtin_memcpy(p->remote, other->remote, 16);
 	p->port = other->port;
 	p->peer = PEER_MESSAGE;
 	bpf_map_delete_elem(&pendings, &tid);
+	if (st)
+		__sync_fetch_and_add(&st->pendings, -1);
 	return true;
 }
 
@@ -80,9 +82,9 @@ static __always_inline void unlock_packets(struct sock_state *st)
 static __always_inline void last_peer(struct sock_state *st, struct peer_address *p, int received)
 {
 	if (!received && st->flags & FLAG_CORKED) {
-		/* Later parts of a datagram go where its first part went, whose address is still in the slot. */
-		__builtin_memcpy(p->remote, st->slot_remote, 16);
-		p->port = st->slot_port;
+		/* Later parts of a datagram go where its first part went. */
+		__builtin_memcpy(p->remote, st->cork_remote, 16);
+		p->port = st->cork_port;
 		p->peer = PEER_MESSAGE;
 		return;
 	}
@@ -95,15 +97,16 @@ static __always_inline void last_peer(struct sock_state *st, struct peer_address
 	tally(TALLY_PACKET_USED, 1);
 }
 
-/* Remembers whether a send left the datagram open. */
-static __always_inline void note_cork(struct sock *sk, struct sock_state *st)
+/* Remembers whether a send left the datagram open, and where it goes. */
+static __always_inline void note_cork(struct sock *sk, struct sock_state *st, const struct peer_address *p)
 {
-	bool corked = sk->sk_protocol == IPPROTO_UDP && BPF_CORE_READ((struct udp_sock *)sk, pending);
-
-	if (corked)
+	if (sk->sk_protocol == IPPROTO_UDP && BPF_CORE_READ((struct udp_sock *)sk, pending)) {
+		__builtin_memcpy(st->cork_remote, p->remote, 16);
+		st->cork_port = p->port;
 		set_flag(st, FLAG_CORKED);
-	else if (st->flags & FLAG_CORKED)
+	} else if (st->flags & FLAG_CORKED) {
 		clear_flag(st, FLAG_CORKED);
+	}
 }
 
 static __always_inline void count_datagram(struct sock *sk, struct counts *n, int received, bool failed)
@@ -115,7 +118,9 @@ static __always_inline void count_datagram(struct sock *sk, struct counts *n, in
 	if (!st && !failed && use_storage)
 		st = bpf_sk_storage_get(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!st) {
-		if (!failed)
+		if (take_message_peer(NULL, &p) && !failed)
+			count_slow(sk, NULL, &p, n);
+		else if (!failed)
 			count_slow(sk, NULL, NULL, n);
 		return;
 	}
@@ -140,7 +145,7 @@ static __always_inline void count_datagram(struct sock *sk, struct counts *n, in
 			want_packets();
 	}
 	if (!received)
-		note_cork(sk, st);
+		note_cork(sk, st, &p);
 	if (failed)
 		return;
 	if (owner_remote(st, task, &p)) {
@@ -150,8 +155,7 @@ static __always_inline void count_datagram(struct sock *sk, struct counts *n, in
 	count_slow(sk, st, &p, n);
 }
 
-SEC("tp_btf/sock_send_length")
-int BPF_PROG(sock_send_length, struct sock *sk, int ret, int flags)
+static __always_inline int on_send(struct sock *sk, int ret)
 {
 	struct task_struct *task;
 	struct sock_state *st;
@@ -182,8 +186,16 @@ int BPF_PROG(sock_send_length, struct sock *sk, int ret, int flags)
 	return 0;
 }
 
-SEC("tp_btf/sock_recv_length")
-int BPF_PROG(sock_recv_length, struct sock *sk, int ret, int flags)
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(sock_send_length, struct sock *sk, int ret, int flags)
+{
+	hold();
+	on_send(sk, ret);
+	release();
+	return 0;
+}
+
+static __always_inline int on_receive(struct sock *sk, int ret, int flags)
 {
 	__u16 family = sk->__sk_common.skc_family;
 	struct task_struct *task;
@@ -219,82 +231,137 @@ int BPF_PROG(sock_recv_length, struct sock *sk, int ret, int flags)
 	return 0;
 }
 
-SEC("tp_btf/tcp_rcv_space_adjust")
-int BPF_PROG(tcp_rcv_space_adjust, struct sock *sk)
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(sock_recv_length, struct sock *sk, int ret, int flags)
+{
+	hold();
+	on_receive(sk, ret, flags);
+	release();
+	return 0;
+}
+
+/*
+ * How far the reader moved since the last time, and the new point. tcp_read_sock() (splice) steps over the FIN, which is
+ * no byte; that it came stands in SOCK_DONE, not in sk_shutdown, which shutdown() and a reset set as well.
+ */
+static __always_inline __u32 moved(struct sock *sk, struct tcp_sock *tp, __u32 from, bool fin_done, bool *fin)
+{
+	__u32 seq = tp->copied_seq, delta = seq - from;
+
+	*fin = !fin_done && seq == tp->rcv_nxt && sk->__sk_common.skc_flags & (1ul << SOCK_DONE);
+	if (*fin)
+		delta--;
+	if (delta > 1u << 31) { /* never seen; whatever it is, it is no count */
+		tally(TALLY_LOST_BASELINE, 1);
+		return 0;
+	}
+	return delta;
+}
+
+/*
+ * The first sequence number of a connection: bytes_received counts what rcv_nxt has moved over since the handshake
+ * (tcp_rcv_nxt_update() in net/ipv4/tcp_input.c). Sockets that were open before us got theirs from the iterator.
+ */
+static __always_inline __u32 first_byte(struct tcp_sock *tp)
+{
+	return tp->rcv_nxt - (__u32)tp->bytes_received;
+}
+
+/* The kernel would not give this socket a state, which a program can bring about by filling its option memory. */
+static __noinline int read_stateless(struct sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	__u64 id = (__u64)sk;
+	struct counts n = {};
+	__u32 *from, seq;
+	bool fin;
+
+	if (!tp)
+		return 0;
+	seq = tp->copied_seq;
+	from = bpf_map_lookup_elem(&stateless, &id);
+	n.received = moved(sk, tp, from ? *from : first_byte(tp), false, &fin);
+	stateless_used = 1;
+	if (bpf_map_update_elem(&stateless, &id, &seq, BPF_ANY))
+		tally(TALLY_LOST_BASELINE, 1);
+	if (n.received) {
+		count_slow(sk, NULL, NULL, &n);
+		tally(TALLY_RECEIVED, n.received);
+	}
+	return 0;
+}
+
+static __always_inline int on_read(struct sock *sk)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct sock_state *st;
 	struct tcp_sock *tp;
 	struct counts n = {};
-	__u32 seq, delta;
+	bool fin;
 
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return 0;
-	seq = tp->copied_seq;
 	st = bpf_sk_storage_get(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!st) {
-		/* Without a starting point there is nothing to count from. */
-		tally(TALLY_LOST_BASELINE, 1);
-		return 0;
-	}
+	if (!st)
+		return read_stateless(sk);
 	if (!(st->flags & FLAG_BASELINE)) {
-		/*
-		 * bytes_received counts what rcv_nxt has moved over since the handshake (tcp_rcv_nxt_update() in
-		 * net/ipv4/tcp_input.c), so this is the first sequence number. Sockets that were open before us got
-		 * their starting point from the iterator.
-		 */
-		st->copied_seq = tp->rcv_nxt - (__u32)tp->bytes_received;
+		st->copied_seq = first_byte(tp);
 		set_flag(st, FLAG_BASELINE);
 	}
-	delta = seq - st->copied_seq;
-	st->copied_seq = seq;
-	if (seq == tp->rcv_nxt && sk->sk_shutdown & RCV_SHUTDOWN && !(st->flags & FLAG_FIN)) {
-		/* tcp_read_sock() (splice) has stepped over the FIN, which is no byte. */
+	n.received = moved(sk, tp, st->copied_seq, st->flags & FLAG_FIN, &fin);
+	st->copied_seq = tp->copied_seq; /* the reader holds the socket's lock: nobody else is here */
+	if (fin)
 		set_flag(st, FLAG_FIN);
-		delta--;
-	}
-	if (!delta || delta > 1u << 31)
+	if (!n.received)
 		return 0;
-	n.received = delta;
 	/* Not owned by a process: a softirq reads (strparser), and current is whoever was interrupted. */
 	if (owner_connected(sk, st, task) || (st->claim == CLAIM_OWNED && !sk->sk_lock.owned))
 		__sync_fetch_and_add(&st->counts.received, n.received);
 	else
 		count_slow(sk, st, NULL, &n);
-	tally(TALLY_RECEIVED, delta);
+	tally(TALLY_RECEIVED, n.received);
 	return 0;
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
+SEC("tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(tcp_rcv_space_adjust, struct sock *sk)
+{
+	hold();
+	on_read(sk);
+	release();
+	return 0;
+}
+
+/* listen(): from now on the state is what accepted sockets begin with, so that nothing of an earlier life may be left in it. */
+static __always_inline void on_listen(struct sock *sk, struct sock_state *st)
 {
 	struct process_id id = {};
-	struct sock_state *st;
+	struct flow_key key;
+	struct counts n;
+
+	if (st->claim == CLAIM_OWNED && take(st, &n)) {
+		key = st->key;
+		add_table(&key, &n);
+	}
+	st->flags = 0;
+	identify(&id, bpf_get_current_task_btf());
+	own(sk, st, &id, DIRECTION_IN);
+	__sync_lock_test_and_set(&st->claim, CLAIM_LISTENER);
+}
+
+static __always_inline int on_connect(struct sock *sk, struct sock_state *st, __u16 protocol)
+{
 	struct flow_key key = {};
 	struct counts n = {};
-	__u16 protocol;
 
-	if (new != TCP_SYN_SENT && new != TCP_LISTEN)
-		return 0;
-	protocol = sk->sk_protocol;
-	if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
-		return 0;
-	/* Subflows of MPTCP and sockets of the kernel itself. A listening subflow gives birth to plain TCP sockets too. */
-	if (new != TCP_LISTEN && BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
-		return 0;
-	st = bpf_sk_storage_get(&socks, sk, NULL, use_storage ? BPF_SK_STORAGE_GET_F_CREATE : 0);
-	if (new == TCP_LISTEN) {
-		if (st && claim(st)) {
-			identify(&id, bpf_get_current_task_btf());
-			own(sk, st, &id, DIRECTION_IN);
-			__sync_lock_test_and_set(&st->claim, CLAIM_LISTENER);
+	if (st) {
+		/* The socket may have had a connection before (connect() to AF_UNSPEC ends it): its numbers start anew. */
+		clear_flag(st, FLAG_BASELINE | FLAG_FIN);
+		if (protocol == IPPROTO_MPTCP) {
+			set_flag(st, FLAG_CONNECT);
+			return 0;
 		}
-		return 0;
-	}
-	if (st && protocol == IPPROTO_MPTCP) {
-		set_flag(st, FLAG_CONNECT);
-		return 0;
 	}
 	identify(&key.process, bpf_get_current_task_btf());
 	key.uid = current_uid();
@@ -309,5 +376,31 @@ int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
 	} else {
 		add_table(&key, &n); /* the socket was used before, or has no state */
 	}
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
+{
+	struct sock_state *st;
+	__u16 protocol;
+
+	if (new != TCP_SYN_SENT && new != TCP_LISTEN && old != TCP_SYN_SENT)
+		return 0;
+	protocol = sk->sk_protocol;
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
+		return 0;
+	/* Subflows of MPTCP and sockets of the kernel itself. A listening subflow gives birth to plain TCP sockets too. */
+	if (new != TCP_LISTEN && BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
+		return 0;
+	hold();
+	st = bpf_sk_storage_get(&socks, sk, NULL, use_storage && old != TCP_SYN_SENT ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	if (new == TCP_SYN_SENT)
+		on_connect(sk, st, protocol);
+	else if (new == TCP_LISTEN && st)
+		on_listen(sk, st);
+	else if (old == TCP_SYN_SENT && st && st->claim == CLAIM_OWNED && !st->key.local_port)
+		local_address(sk, &st->key); /* the port was chosen after connect() was seen */
+	release();
 	return 0;
 }

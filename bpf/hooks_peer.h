@@ -18,34 +18,29 @@ static __always_inline void note_message_peer(struct bpf_sock_addr *ctx, const _
 	struct sock_state *st;
 	__u32 was;
 
-	if (!ctx->sk || !use_storage)
+	if (!ctx->sk)
 		return;
-	st = bpf_sk_storage_get(&socks, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!st)
-		return;
-	was = __sync_val_compare_and_swap(&st->slot_tid, 0, tid);
-	if (was == 0 || was == tid) {
-		__builtin_memcpy(st->slot_remote, remote, 16);
-		st->slot_port = port;
-		return;
+	st = bpf_sk_storage_get(&socks, ctx->sk, NULL, use_storage ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	if (st) {
+		was = __sync_val_compare_and_swap(&st->slot_tid, 0, tid);
+		if (was == 0 || was == tid) {
+			__builtin_memcpy(st->slot_remote, remote, 16);
+			st->slot_port = port;
+			return;
+		}
 	}
-	/* Another thread is between its address and its datagram on this socket. */
+	/* No state, or another thread is between its address and its datagram on this socket. */
 	__builtin_memcpy(other.remote, remote, 16);
 	other.port = port;
-	if (!bpf_map_update_elem(&pendings, &tid, &other, BPF_ANY))
+	if (!bpf_map_update_elem(&pendings, &tid, &other, BPF_ANY) && st)
 		__sync_fetch_and_add(&st->pendings, 1);
 }
 
 /* The verifier forbids arithmetic on its own socket pointers; as a number that went through memory the address can be read from. */
-static __always_inline struct sock *plain_address(struct bpf_sock *sk)
+static __always_inline struct sock *plain_address(struct sock_state *st, struct bpf_sock *sk)
 {
-	__u32 zero = 0;
-	struct scratch *room = bpf_map_lookup_elem(&scratches, &zero);
-
-	if (!room || !sk)
-		return NULL;
-	*(volatile __u64 *)&room->address = (__u64)sk;
-	return (struct sock *)*(volatile __u64 *)&room->address;
+	*(volatile __u64 *)&st->address = (__u64)sk;
+	return (struct sock *)*(volatile __u64 *)&st->address;
 }
 
 /* Without byte counts there is no later hook: the flow is counted where its address shows. */
@@ -53,11 +48,17 @@ static __always_inline void note_connection(struct bpf_sock_addr *ctx, const __u
 {
 	struct flow_key key = {};
 	struct counts n = {};
-	struct sock *sk = plain_address(ctx->sk);
 	struct sock_state *st;
+	struct sock *sk;
 
-	if (!sk || !ctx->sk)
+	if (!ctx->sk)
 		return;
+	st = bpf_sk_storage_get(&socks, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!st) {
+		tally(TALLY_LOST_FLOW, 1);
+		return;
+	}
+	sk = plain_address(st, ctx->sk);
 	identify(&key.process, bpf_get_current_task_btf());
 	key.uid = current_uid();
 	describe(sk, &key);
@@ -66,11 +67,10 @@ static __always_inline void note_connection(struct bpf_sock_addr *ctx, const __u
 	key.remote_port = port;
 	key.peer = PEER_MESSAGE;
 	/* The state keeps only who began. The sensor counts a datagram flow once. */
-	st = bpf_sk_storage_get(&socks, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (st && claim(st)) {
+	if (claim(st)) {
 		st->key = key;
 		publish(st);
-	} else if (st && st->claim == CLAIM_OWNED) {
+	} else if (st->claim == CLAIM_OWNED) {
 		key.direction = st->key.direction;
 	}
 	add_table(&key, &n);
@@ -176,6 +176,7 @@ SEC("cgroup/sock_release")
 int sock_release(struct bpf_sock *ctx)
 {
 	struct sock *sk = (struct sock *)ctx;
+	__u64 address = (__u64)ctx;
 	struct sock_state *st;
 	struct process_id id = {};
 	struct counts n = {};
@@ -183,8 +184,11 @@ int sock_release(struct bpf_sock *ctx)
 	__u32 owner;
 
 	st = bpf_sk_storage_get(&socks, ctx, NULL, 0);
-	if (!st)
+	if (!st) {
+		if (stateless_used)
+			bpf_map_delete_elem(&stateless, &address);
 		return 1;
+	}
 	owner = st->claim;
 	if (owner == CLAIM_LISTENER && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN)
 		return 1;

@@ -37,16 +37,20 @@ int adopt_sockets(struct bpf_iter__task_file *ctx)
 	if (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP) {
 		if (state == TCP_CLOSE)
 			return 0; /* not connected yet: its connect() will be seen */
-		if (!claim(st))
-			return 0; /* seen through another descriptor */
 		identify(&id, task);
-		own(sk, st, &id, DIRECTION_UNKNOWN);
-		st->key.uid = BPF_CORE_READ(task, cred, uid.val);
 		if (state == TCP_LISTEN) {
-			st->key.direction = DIRECTION_IN;
-			__sync_lock_test_and_set(&st->claim, CLAIM_LISTENER);
+			/* Never busy: a socket that it accepts now would stay so. */
+			if (st->claim == CLAIM_FREE) {
+				own(sk, st, &id, DIRECTION_IN);
+				st->key.uid = BPF_CORE_READ(task, cred, uid.val);
+				__sync_lock_test_and_set(&st->claim, CLAIM_LISTENER);
+			}
 			return 0;
 		}
+		if (!claim(st))
+			return 0; /* seen through another descriptor */
+		own(sk, st, &id, DIRECTION_UNKNOWN);
+		st->key.uid = BPF_CORE_READ(task, cred, uid.val);
 		set_flag(st, FLAG_PREEXISTING);
 		connected_peer(sk, &st->key);
 		publish(st);
@@ -88,7 +92,6 @@ int drain_sockets(struct bpf_iter__bpf_sk_storage_map *ctx)
 	__builtin_memset(&r, 0, sizeof(r));
 	r.kind = KIND_FLOW;
 	r.size = sizeof(r);
-	r.key = st->key;
 	/* Without room the kernel throws the output of this call away and calls again: take nothing yet. */
 	if (seq->count + sizeof(r) > seq->size) {
 		bpf_seq_write(seq, &r, sizeof(r));
@@ -97,10 +100,12 @@ int drain_sockets(struct bpf_iter__bpf_sk_storage_map *ctx)
 	if (st->claim == CLAIM_LISTENER) {
 		set_flag(st, FLAG_REPORTED);
 		r.counts.conns = 1;
+		r.key = st->key;
 		describe(sk, &r.key);
 		connected_peer(sk, &r.key);
 	} else {
 		take(st, &r.counts);
+		r.key = st->key; /* after the exchange, which is a barrier: not older than the counts */
 		if (!r.key.local_port)
 			local_address(sk, &r.key);
 	}

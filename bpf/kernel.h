@@ -71,14 +71,12 @@ enum bpf_map_type {
 #define MSG_ERRQUEUE 0x2000
 
 #define PF_KTHREAD 0x00200000
-#define RCV_SHUTDOWN 1
 
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
 #define TCP_CLOSE 7
 #define TCP_LISTEN 10
 
-#define OVERLAYFS_SUPER_MAGIC 0x794c7630
 #define BTRFS_SUPER_MAGIC 0x9123683E
 
 /* include/uapi/linux/bpf.h: contexts. Not relocated: they are a stable interface. */
@@ -176,6 +174,7 @@ struct sock_common {
 	short unsigned int skc_family;
 	volatile unsigned char skc_state;
 	possible_net_t skc_net;
+	unsigned long skc_flags;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 };
@@ -189,12 +188,15 @@ struct sock {
 	socket_lock_t sk_lock;
 	__u16 sk_protocol;
 	__u16 sk_type;
-	__u8 sk_shutdown;
 	__u8 sk_kern_sock : 1;
 };
 
 struct inet_sock {
 	__be16 inet_sport;
+};
+
+enum sock_flags {
+	SOCK_DONE = 1,
 };
 
 struct udp_sock {
@@ -244,7 +246,6 @@ struct inode_____ctime {
 struct dentry {
 	struct dentry *d_parent;
 	struct qstr d_name;
-	struct inode *d_inode;
 };
 
 struct vfsmount {
@@ -327,7 +328,6 @@ struct task_struct {
 	__u64 start_boottime;
 	__u64 self_exec_id;
 	const struct cred *cred;
-	const struct cred *real_cred;
 	char comm[16];
 	struct fs_struct *fs;
 	struct nsproxy *nsproxy;
@@ -347,21 +347,6 @@ struct btrfs_root {
 struct btrfs_inode {
 	struct btrfs_root *root;
 	struct inode vfs_inode;
-};
-
-struct ovl_path {
-	struct dentry *dentry;
-};
-
-struct ovl_entry {
-	unsigned int __numlower;
-	struct ovl_path __lowerstack[0];
-};
-
-struct ovl_inode {
-	struct inode vfs_inode;
-	struct dentry *__upperdentry;
-	struct ovl_entry *oe;
 };
 
 struct seq_file {

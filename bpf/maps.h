@@ -5,6 +5,7 @@
 /* Set by the loader before the program is loaded; those without const also later. */
 const volatile bool bandwidth = true;	   /* false: count connections only */
 volatile bool use_storage = true;    /* false where nothing tells us that a socket is released: all counts go to the table */
+volatile __u32 stateless_used = 0;    /* entries of that map were made */
 volatile bool packets_asked = false; /* a socket wants the packet programs; the sensor clears it when it detaches them */
 const volatile __u32 wake_bytes = 1 << 16; /* wake the reader when so much waits in a ring; a power of two */
 
@@ -28,7 +29,11 @@ struct sock_state {
 	__u16 packet_seen; /* bit 0: sent, bit 1: received */
 	__u8 packet_remote[2][16];
 	__u32 packet_lock; /* 1 while somebody writes or reads the above */
-	__u32 zero;
+	/* Where the first part of a corked datagram went. */
+	__u8 cork_remote[16];
+	__be16 cork_port;
+	__u16 zero[3];
+	__u64 address; /* of the socket, see plain_address() */
 };
 
 enum claim {
@@ -113,6 +118,14 @@ struct {
 	__type(value, struct pending);
 } pendings SEC(".maps");
 
+/* Starting points of TCP sockets whose state the kernel would not give (their option memory is full). Key: the socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, __u32);
+} stateless SEC(".maps");
+
 /* The ledger and the losses, per CPU. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -140,8 +153,7 @@ struct {
 #define SCRIPT_MAX 1024
 #define PATH_END (HEADER_ROOM + PATH_MAX)
 struct scratch {
-	__u64 address; /* see plain_address() */
-	__u8 data[32760];
+	__u8 data[32768];
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -149,6 +161,34 @@ struct {
 	__type(key, __u32);
 	__type(value, struct scratch);
 } scratches SEC(".maps");
+
+/* The iterator's own: it can be preempted, and an exec on its CPU would write into the same room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} found_scratch SEC(".maps");
+
+/*
+ * Since 7.0 a task can be preempted inside a tracepoint, and the kernel then skips the same program for the next task on
+ * that CPU (bpf_prog_get_recursion_context()): its bytes would be lost. Where the kernel lets us, nobody preempts us; the few
+ * instructions before are left, and what is skipped there is in the program's statistics.
+ */
+extern void bpf_preempt_disable(void) __weak __ksym;
+extern void bpf_preempt_enable(void) __weak __ksym;
+
+static __always_inline void hold(void)
+{
+	if (bpf_preempt_disable) /* 6.10 and later */
+		bpf_preempt_disable();
+}
+
+static __always_inline void release(void)
+{
+	if (bpf_preempt_enable)
+		bpf_preempt_enable();
+}
 
 static __always_inline void tally(__u32 which, __u64 n)
 {

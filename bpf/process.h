@@ -96,8 +96,6 @@ static __always_inline void file_identity(struct inode *inode, struct exec_repor
 		b = (void *)inode - bpf_core_field_offset(struct btrfs_inode, vfs_inode);
 		r->device = BPF_CORE_READ(b, root, anon_dev);
 	}
-	if (magic == OVERLAYFS_SUPER_MAGIC)
-		r->flags |= EXEC_OVERLAY;
 }
 
 /*
@@ -187,13 +185,19 @@ SEC("tp_btf/sched_process_exec")
 int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
 	__u32 zero = 0, size = 0, at;
-	struct scratch *room = bpf_map_lookup_elem(&scratches, &zero);
+	struct scratch *room;
 
-	if (!room)
+	hold();
+	room = bpf_map_lookup_elem(&scratches, &zero);
+	if (!room) {
+		release();
 		return 0;
+	}
 	at = build(room, task, bprm, KIND_EXEC, &size);
+	asm volatile("" : "+r"(at), "+r"(size)); /* check and use the same registers: older verifiers lose the bound else */
 	if (!at || at > PATH_END || size > REPORT_MAX || bpf_ringbuf_output(&processes, &room->data[at], size, wake(&processes, size)))
 		tally(TALLY_LOST_EXEC, 1);
+	release();
 	return 0;
 }
 
@@ -207,10 +211,11 @@ int find_processes(struct bpf_iter__task *ctx)
 
 	if (!task || task->pid != task->tgid)
 		return 0;
-	room = bpf_map_lookup_elem(&scratches, &zero);
+	room = bpf_map_lookup_elem(&found_scratch, &zero);
 	if (!room)
 		return 0;
 	at = build(room, task, NULL, KIND_FOUND, &size);
+	asm volatile("" : "+r"(at), "+r"(size));
 	if (at && at <= PATH_END && size <= REPORT_MAX)
 		bpf_seq_write(seq, &room->data[at], size);
 	return 0;
@@ -223,6 +228,7 @@ int BPF_PROG(sched_process_fork, struct task_struct *parent, struct task_struct 
 
 	if (child->pid != child->tgid)
 		return 0; /* a thread */
+	hold();
 	r.kind = KIND_FORK;
 	r.size = sizeof(r);
 	r.ktime = bpf_ktime_get_boot_ns();
@@ -232,6 +238,7 @@ int BPF_PROG(sched_process_fork, struct task_struct *parent, struct task_struct 
 	identify(&r.parent, parent);
 	if (bpf_ringbuf_output(&processes, &r, sizeof(r), wake(&processes, sizeof(r))))
 		tally(TALLY_LOST_FORK, 1);
+	release();
 	return 0;
 }
 
@@ -242,10 +249,12 @@ int BPF_PROG(sched_process_exit, struct task_struct *task)
 
 	if (task->signal->live.counter != 0)
 		return 0; /* a thread; do_exit() has already taken itself off */
+	hold();
 	r.kind = KIND_EXIT;
 	r.size = sizeof(r);
 	identify(&r.process, task);
 	if (bpf_ringbuf_output(&processes, &r, sizeof(r), wake(&processes, sizeof(r))))
 		tally(TALLY_LOST_EXIT, 1);
+	release();
 	return 0;
 }

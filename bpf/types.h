@@ -117,7 +117,6 @@ struct exec_report {
 #define EXEC_DISCONNECTED 2  /* the file is not below the process's root (memfd, detached mount) */
 #define EXEC_NO_ARGV 4	     /* the arguments could not be read */
 #define EXEC_KERNEL 8	     /* a kernel thread */
-#define EXEC_OVERLAY 16	     /* device and inode are those of the real file below an overlay */
 
 struct fork_report {
 	__u32 kind;

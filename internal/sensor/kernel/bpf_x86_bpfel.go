@@ -154,9 +154,8 @@ type bpfPending struct {
 }
 
 type bpfScratch struct {
-	_       structs.HostLayout
-	Address uint64
-	Data    [32760]uint8
+	_    structs.HostLayout
+	Data [32768]uint8
 }
 
 type bpfSockState struct {
@@ -174,8 +173,10 @@ type bpfSockState struct {
 	PacketSeen   uint16
 	PacketRemote [2][16]uint8
 	PacketLock   uint32
-	Zero         uint32
-	_            [4]byte
+	CorkRemote   [16]uint8
+	CorkPort     uint16
+	Zero         [3]uint16
+	Address      uint64
 }
 
 type bpfTally uint32
@@ -217,11 +218,13 @@ const (
 	bpfMapFlowTable0         = "flow_table_0"
 	bpfMapFlowTable1         = "flow_table_1"
 	bpfMapFlows              = "flows"
+	bpfMapFoundScratch       = "found_scratch"
 	bpfMapPendings           = "pendings"
 	bpfMapProcesses          = "processes"
 	bpfMapReleased           = "released"
 	bpfMapScratches          = "scratches"
 	bpfMapSocks              = "socks"
+	bpfMapStateless          = "stateless"
 	bpfMapTallies            = "tallies"
 	bpfMapTotalTable0        = "total_table_0"
 	bpfMapTotalTable1        = "total_table_1"
@@ -248,6 +251,7 @@ const (
 	bpfProgTcpRcvSpaceAdjust = "tcp_rcv_space_adjust"
 	bpfVarBandwidth          = "bandwidth"
 	bpfVarPacketsAsked       = "packets_asked"
+	bpfVarStatelessUsed      = "stateless_used"
 	bpfVarUnusedDirection    = "unused_direction"
 	bpfVarUnusedExecReport   = "unused_exec_report"
 	bpfVarUnusedExitReport   = "unused_exit_report"
@@ -328,18 +332,20 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	FlowTable0  *ebpf.MapSpec `ebpf:"flow_table_0"`
-	FlowTable1  *ebpf.MapSpec `ebpf:"flow_table_1"`
-	Flows       *ebpf.MapSpec `ebpf:"flows"`
-	Pendings    *ebpf.MapSpec `ebpf:"pendings"`
-	Processes   *ebpf.MapSpec `ebpf:"processes"`
-	Released    *ebpf.MapSpec `ebpf:"released"`
-	Scratches   *ebpf.MapSpec `ebpf:"scratches"`
-	Socks       *ebpf.MapSpec `ebpf:"socks"`
-	Tallies     *ebpf.MapSpec `ebpf:"tallies"`
-	TotalTable0 *ebpf.MapSpec `ebpf:"total_table_0"`
-	TotalTable1 *ebpf.MapSpec `ebpf:"total_table_1"`
-	Totals      *ebpf.MapSpec `ebpf:"totals"`
+	FlowTable0   *ebpf.MapSpec `ebpf:"flow_table_0"`
+	FlowTable1   *ebpf.MapSpec `ebpf:"flow_table_1"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	FoundScratch *ebpf.MapSpec `ebpf:"found_scratch"`
+	Pendings     *ebpf.MapSpec `ebpf:"pendings"`
+	Processes    *ebpf.MapSpec `ebpf:"processes"`
+	Released     *ebpf.MapSpec `ebpf:"released"`
+	Scratches    *ebpf.MapSpec `ebpf:"scratches"`
+	Socks        *ebpf.MapSpec `ebpf:"socks"`
+	Stateless    *ebpf.MapSpec `ebpf:"stateless"`
+	Tallies      *ebpf.MapSpec `ebpf:"tallies"`
+	TotalTable0  *ebpf.MapSpec `ebpf:"total_table_0"`
+	TotalTable1  *ebpf.MapSpec `ebpf:"total_table_1"`
+	Totals       *ebpf.MapSpec `ebpf:"totals"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -348,6 +354,7 @@ type bpfMapSpecs struct {
 type bpfVariableSpecs struct {
 	Bandwidth        *ebpf.VariableSpec `ebpf:"bandwidth"`
 	PacketsAsked     *ebpf.VariableSpec `ebpf:"packets_asked"`
+	StatelessUsed    *ebpf.VariableSpec `ebpf:"stateless_used"`
 	UnusedDirection  *ebpf.VariableSpec `ebpf:"unused_direction"`
 	UnusedExecReport *ebpf.VariableSpec `ebpf:"unused_exec_report"`
 	UnusedExitReport *ebpf.VariableSpec `ebpf:"unused_exit_report"`
@@ -380,18 +387,20 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	FlowTable0  *ebpf.Map `ebpf:"flow_table_0"`
-	FlowTable1  *ebpf.Map `ebpf:"flow_table_1"`
-	Flows       *ebpf.Map `ebpf:"flows"`
-	Pendings    *ebpf.Map `ebpf:"pendings"`
-	Processes   *ebpf.Map `ebpf:"processes"`
-	Released    *ebpf.Map `ebpf:"released"`
-	Scratches   *ebpf.Map `ebpf:"scratches"`
-	Socks       *ebpf.Map `ebpf:"socks"`
-	Tallies     *ebpf.Map `ebpf:"tallies"`
-	TotalTable0 *ebpf.Map `ebpf:"total_table_0"`
-	TotalTable1 *ebpf.Map `ebpf:"total_table_1"`
-	Totals      *ebpf.Map `ebpf:"totals"`
+	FlowTable0   *ebpf.Map `ebpf:"flow_table_0"`
+	FlowTable1   *ebpf.Map `ebpf:"flow_table_1"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	FoundScratch *ebpf.Map `ebpf:"found_scratch"`
+	Pendings     *ebpf.Map `ebpf:"pendings"`
+	Processes    *ebpf.Map `ebpf:"processes"`
+	Released     *ebpf.Map `ebpf:"released"`
+	Scratches    *ebpf.Map `ebpf:"scratches"`
+	Socks        *ebpf.Map `ebpf:"socks"`
+	Stateless    *ebpf.Map `ebpf:"stateless"`
+	Tallies      *ebpf.Map `ebpf:"tallies"`
+	TotalTable0  *ebpf.Map `ebpf:"total_table_0"`
+	TotalTable1  *ebpf.Map `ebpf:"total_table_1"`
+	Totals       *ebpf.Map `ebpf:"totals"`
 }
 
 func (m *bpfMaps) Close() error {
@@ -399,11 +408,13 @@ func (m *bpfMaps) Close() error {
 		m.FlowTable0,
 		m.FlowTable1,
 		m.Flows,
+		m.FoundScratch,
 		m.Pendings,
 		m.Processes,
 		m.Released,
 		m.Scratches,
 		m.Socks,
+		m.Stateless,
 		m.Tallies,
 		m.TotalTable0,
 		m.TotalTable1,
@@ -417,6 +428,7 @@ func (m *bpfMaps) Close() error {
 type bpfVariables struct {
 	Bandwidth        *ebpf.Variable `ebpf:"bandwidth"`
 	PacketsAsked     *ebpf.Variable `ebpf:"packets_asked"`
+	StatelessUsed    *ebpf.Variable `ebpf:"stateless_used"`
 	UnusedDirection  *ebpf.Variable `ebpf:"unused_direction"`
 	UnusedExecReport *ebpf.Variable `ebpf:"unused_exec_report"`
 	UnusedExitReport *ebpf.Variable `ebpf:"unused_exit_report"`

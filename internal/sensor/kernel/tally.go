@@ -43,6 +43,22 @@ func (h *Hooks) Tally() (Tally, error) {
 			t.Losses[key] = v[which]
 		}
 	}
+	// A program that is preempted, on kernels whose tracepoints are preemptible (7.0 and later), makes the kernel skip the
+	// same program for the next task on that CPU (bpf_prog_get_recursion_context() in include/linux/bpf.h).
+	for i := range h.attached {
+		a := &h.attached[i]
+		program := h.collection.Programs[a.program]
+		if program == nil {
+			continue
+		}
+		s, err := program.Stats()
+		if err != nil {
+			return Tally{}, fmt.Errorf("read the statistics of %s: %w", a.name, err)
+		}
+		if s.RecursionMisses > 0 {
+			t.Losses[event.LostSkipped] += s.RecursionMisses
+		}
+	}
 	return t, nil
 }
 
