@@ -4,14 +4,19 @@ package event
 // has one entry in Losses, which says what it costs and what to do.
 type Loss struct {
 	Key  string // in Ledger.Lost
-	Text string // what was lost
+	Text string // what was lost, to be followed by a colon and the number
 	Hint string // what the user can do
 	// Detail is true when no byte and no program is missing: only an address, a hash or an argument.
 	Detail bool
+	// Quiet is true for what a healthy machine has all the time: it is shown by status and kept with the windows, and is
+	// no line of error.log.
+	Quiet bool
 }
 
 // Keys of Ledger.Lost.
 const (
+	LostTwice      = "twice"       // bytes that came out as flows and were not seen: counted twice
+	LostSkipped    = "skipped"     // runs of a hook that the kernel skipped
 	LostExec       = "exec"        // exec events that found the ring buffer full
 	LostFork       = "fork"        // fork events, likewise
 	LostExit       = "exit"        // exit events, likewise
@@ -29,19 +34,22 @@ const (
 
 // Losses is the table of all reasons, in the order in which they are shown.
 func Losses() []Loss {
+	ring := "raise \"Perf ring buffer (pages)\""
 	return []Loss{
-		{LostFlow, "counts found every kernel map full: their bytes are shown as unattributed", "raise \"Perf ring buffer (pages)\"; report it with `picosnitch record`", false},
-		{LostProcess, "flows belong to a program that could not be identified any more", "an exec event was lost: raise \"Perf ring buffer (pages)\"", false},
-		{LostExec, "program starts were not reported by the kernel: the ring buffer was full", "raise \"Perf ring buffer (pages)\"", false},
-		{LostFork, "process forks were not reported by the kernel: the ring buffer was full", "raise \"Perf ring buffer (pages)\"", false},
-		{LostQueue, "lines were dropped while the recorder was away", "see error.log for why the recorder ended", false},
-		{LostRecorder, "unexpected ends of the recorder", "see error.log; the sensor starts it again and sends again what was not on disk", true},
-		{LostTable, "running programs were forgotten: more processes than the table holds", "is a fork bomb running?", false},
-		{LostArgv, "programs started whose arguments could not be read", "nothing: path, name and digest are right", true},
-		{LostExit, "process exits were not reported by the kernel: memory is kept longer", "raise \"Perf ring buffer (pages)\"", true},
-		{LostFlowDetail, "flows lost their addresses (not their bytes or program): too many at once", "raise \"Perf ring buffer (pages)\"", true},
-		{LostPeer, "datagrams had no known remote address; their bytes and program are right", "nothing: the program did not ask for the address", true},
-		{LostBaseline, "TCP sockets that were open before the start were met late; what they had received before may be included", "nothing: they close in time", true},
-		{LostDigest, "executables could not be hashed", "see error.log for which and why", true},
+		{Key: LostFlow, Text: "counts that found every kernel map full (their bytes are shown as unattributed)", Hint: ring + "; report it with `picosnitch record`"},
+		{Key: LostSkipped, Text: "runs of a hook that the kernel skipped (what they would have counted is in no figure)", Hint: "please report this with the output of `uname -r`"},
+		{Key: LostTwice, Text: "bytes that came out as flows and are not in the kernel's totals (a figure is too large)", Hint: "please report this with `picosnitch record`"},
+		{Key: LostProcess, Text: "flows of a program that could not be identified any more", Hint: "an exec event was lost: " + ring},
+		{Key: LostExec, Text: "program starts that the kernel did not report because the ring buffer was full", Hint: ring},
+		{Key: LostFork, Text: "process forks that the kernel did not report because the ring buffer was full", Hint: ring},
+		{Key: LostQueue, Text: "lines dropped while the recorder was away", Hint: "see error.log for why the recorder ended"},
+		{Key: LostRecorder, Text: "unexpected ends of the recorder", Hint: "see error.log; the sensor starts it again and sends again what was not on disk", Detail: true},
+		{Key: LostTable, Text: "running programs forgotten because there were more than the process table holds", Hint: "is a fork bomb running?"},
+		{Key: LostArgv, Text: "program starts whose arguments could not be read (path, name and digest are right)", Hint: "nothing to do", Detail: true},
+		{Key: LostExit, Text: "process exits that the kernel did not report (memory is kept longer)", Hint: ring, Detail: true},
+		{Key: LostFlowDetail, Text: "flows kept without their addresses because there were too many at once (bytes and program are right)", Hint: ring, Detail: true},
+		{Key: LostPeer, Text: "datagrams without a known remote address (bytes and program are right)", Hint: "nothing to do: the program did not ask for the address", Detail: true, Quiet: true},
+		{Key: LostBaseline, Text: "TCP sockets older than picosnitch that were met late (what they received before may be included)", Hint: "nothing to do: they close in time", Detail: true},
+		{Key: LostDigest, Text: "executables that could not be hashed", Hint: "see error.log for which and why", Detail: true},
 	}
 }

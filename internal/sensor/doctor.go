@@ -50,7 +50,7 @@ func Doctor(ctx context.Context, o Options) (Report, error) {
 	}
 	err = l.hooks.Attach()
 	if err == nil && o.Bandwidth {
-		err = errors.Join(l.hooks.Packets(true))
+		err = l.hooks.Packets(true)
 	}
 	r.Hooks = l.hooks.State()
 	if err == nil {

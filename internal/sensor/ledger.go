@@ -12,9 +12,10 @@ import (
 type ledger struct {
 	kernel     kernel.Tally
 	attributed event.Bytes
-	noProgram  event.Bytes // came out as flows of an unknown program
-	unknowns   uint64      // such flows
-	missing    [settled]event.Bytes
+	noProgram  event.Bytes          // came out as flows of an unknown program
+	unknowns   uint64               // such flows
+	missing    [settled]event.Bytes // seen, and not come out
+	excess     [settled]event.Bytes // come out, and not seen
 	turn       int
 	events     uint64
 	undigested uint64
@@ -37,16 +38,36 @@ func (t *ledger) unknown(f *event.Flow) {
 	t.noProgram.Received += f.Received
 }
 
-// drained is told the kernel's totals as they were before a drain that is now complete: whatever they hold must have come
-// out by now.
-func (t *ledger) drained(before kernel.Tally, table identity.Stats) {
-	t.kernel = before
+// drained is told the kernel's totals as they were before and after a drain: whatever they held before must have come out
+// by now, and nothing may have come out that they do not hold after it.
+func (t *ledger) drained(before, after kernel.Tally, table identity.Stats) {
+	t.kernel = after
 	t.evicted = table.EvictedLive
-	t.missing[t.turn%settled] = event.Bytes{
-		Sent:     lacking(before.Seen.Sent, t.attributed.Sent+t.noProgram.Sent+before.Lost.Sent),
-		Received: lacking(before.Seen.Received, t.attributed.Received+t.noProgram.Received+before.Lost.Received),
+	out := event.Bytes{
+		Sent:     t.attributed.Sent + t.noProgram.Sent + after.Lost.Sent,
+		Received: t.attributed.Received + t.noProgram.Received + after.Lost.Received,
 	}
+	t.missing[t.turn%settled] = event.Bytes{Sent: lacking(before.Seen.Sent, out.Sent), Received: lacking(before.Seen.Received, out.Received)}
+	t.excess[t.turn%settled] = event.Bytes{Sent: lacking(out.Sent, after.Seen.Sent), Received: lacking(out.Received, after.Seen.Received)}
 	t.turn++
+}
+
+// settle is for the last drain, after which nothing moves: its figures stand.
+func (t *ledger) settle() {
+	last := (t.turn + settled - 1) % settled
+	for i := range settled {
+		t.missing[i], t.excess[i] = t.missing[last], t.excess[last]
+	}
+}
+
+// least is what all of the last drains agree on.
+func least(of [settled]event.Bytes) event.Bytes {
+	b := of[0]
+	for _, o := range of[1:] {
+		b.Sent = min(b.Sent, o.Sent)
+		b.Received = min(b.Received, o.Received)
+	}
+	return b
 }
 
 func lacking(seen, out uint64) uint64 {
@@ -65,13 +86,12 @@ func (t *ledger) event(batch uint64, out outlet.Stats, digests digest.Stats) eve
 		},
 		Lost: map[string]uint64{},
 	}
-	missing := t.missing[0]
-	for _, m := range t.missing[1:] {
-		missing.Sent = min(missing.Sent, m.Sent)
-		missing.Received = min(missing.Received, m.Received)
-	}
+	missing, excess := least(t.missing), least(t.excess)
 	e.Unattributed.Sent += missing.Sent
 	e.Unattributed.Received += missing.Received
+	if n := excess.Sent + excess.Received; n > 0 {
+		e.Lost[event.LostTwice] = n
+	}
 	for key, n := range t.kernel.Losses {
 		e.Lost[key] = n
 	}

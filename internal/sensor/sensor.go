@@ -62,7 +62,7 @@ type loop struct {
 	out      *outlet.Outlet
 	stream   *stream
 	tally    ledger
-	self     *selfTest // flows of our own process; the sensor has no other traffic
+	self     *selfTest // flows of our own process, while the self-test runs
 	packets  packets
 	batch    uint64
 	told     map[string]time.Time // notices, by text, when last told
@@ -142,6 +142,7 @@ func (l *loop) start(ctx context.Context) (event.Hello, error) {
 	}
 	l.self = newSelfTest(uint32(os.Getpid()), l.o.Bandwidth)
 	checks := l.selfTest(ctx)
+	l.self = nil // from here on we are a program like others
 	hello, err := l.hello(checks)
 	if err != nil {
 		return event.Hello{}, err
@@ -163,8 +164,9 @@ func (l *loop) found() error {
 	err := l.hooks.Found(func(p event.Process) {
 		if !p.Kernel {
 			var err error
-			if p.Argv, p.ArgvCut, err = l.proc.Cmdline(p.ID.PID); err != nil {
-				l.log.Debug("arguments", "pid", p.ID.PID, "err", err)
+			p.Argv, p.ArgvCut, err = l.proc.Cmdline(p.ID.PID)
+			if now, gone := l.proc.ID(p.ID.PID); err != nil || gone != nil || !procfs.SameProcess(now, p.ID) {
+				p.Argv, p.ArgvCut = nil, true // it ended meanwhile, and the number may be another's
 			}
 		}
 		l.table.Found(p)
@@ -214,39 +216,51 @@ func (l *loop) run(ctx context.Context) error {
 		l.switchPackets()
 		if now := time.Now(); now.Before(next) {
 			if !l.out.Full() {
-				l.take(0, l.hooks.Released(l, l.flow))
+				_, err := l.hooks.Released(l, l.flow)
+				l.take(0, err)
 			}
 			continue
 		}
 		next = time.Now().Add(l.o.Interval)
-		l.tick(false)
+		l.tick()
 	}
-	// Nothing is counted from here on, so that the last drain is complete.
-	if err := l.hooks.Detach(); err != nil {
-		l.notice("error", err.Error(), "")
-	}
-	l.take(0, l.hooks.Drain(l, l.flow))
+	before, err := l.hooks.Tally()
+	l.take(0, err)
+	l.take(0, l.hooks.Finish(l, l.flow))
 	l.awaitDigests(lastDigestWait)
-	l.tick(true)
+	l.book(before)
+	l.tally.settle()
+	l.closeBatch(true)
 	return nil
 }
 
 // tick drains everything and closes a batch.
-func (l *loop) tick(final bool) {
-	if !final && l.out.Full() {
-		return // the recorder is behind: the counts are safe in the kernel
-	}
-	before, err := l.hooks.Tally()
-	l.take(0, err)
-	l.take(0, l.hooks.Drain(l, l.flow))
-	l.tally.drained(before, l.table.Stats())
-	l.awaitDigests(digestWait)
+func (l *loop) tick() {
 	l.notices()
 	for _, id := range l.table.Sweep(time.Now().UnixNano()) {
 		l.stream.exit(id, l.batch+1)
 	}
+	if l.out.Full() {
+		// The counts stay in the kernel, whose tables are the larger; when they are full, bytes lose their programs.
+		l.notice("error", "the recorder is behind: counts wait in the kernel", "see error.log for what keeps it")
+		return
+	}
+	before, err := l.hooks.Tally()
+	l.take(0, err)
+	l.take(0, l.hooks.Drain(l, l.flow))
+	l.awaitDigests(digestWait)
+	l.book(before)
 	l.idlePackets(before.PacketUsed)
-	l.closeBatch(final)
+	l.closeBatch(false)
+}
+
+// book compares the kernel's totals with what came out.
+func (l *loop) book(before kernel.Tally) {
+	after, err := l.hooks.Tally()
+	l.take(0, err)
+	if err == nil {
+		l.tally.drained(before, after, l.table.Stats())
+	}
 }
 
 func (l *loop) closeBatch(final bool) {
@@ -274,6 +288,7 @@ func (l *loop) notice(level, text, hint string) {
 			clear(l.told)
 		}
 		l.told[text] = now
+		l.log.Log(context.Background(), slog.LevelDebug, text, "hint", hint)
 		l.stream.write(&event.Event{Notice: &event.Notice{Level: level, Text: text, Hint: hint}})
 	}
 }
@@ -334,15 +349,18 @@ func (l *loop) flow(f *event.Flow) {
 		return
 	}
 	p, ok := l.table.Resolve(f.Process)
-	if !ok || p.Path == "" && !p.Kernel {
+	// /proc shows the image of now. Once an exec report was lost, that may be another one than moved these bytes.
+	if (!ok || p.Path == "" && !p.Kernel) && l.tally.kernel.Losses[event.LostExec] == 0 {
 		if q, err := l.proc.Process(f.Process.PID); err == nil && procfs.SameProcess(q.ID, f.Process) {
-			q.ID = f.Process // a guess only if it executed something else since: then that exec report was lost too
+			q.ID = f.Process
 			l.table.Found(q)
 			p, ok = l.table.Resolve(f.Process)
 		}
 	}
 	if !ok {
-		p = event.Process{ID: f.Process, Source: event.SourceUnknown, UID: f.UID}
+		l.tally.unknown(f)
+		l.stream.stranger(f)
+		return
 	}
 	if p.Path == "" && !p.Kernel {
 		l.tally.unknown(f)
@@ -371,9 +389,6 @@ func (l *loop) announce(p event.Process) {
 
 func (l *loop) introduce(p event.Process) {
 	if !l.stream.process(p) {
-		return
-	}
-	if p.Source == event.SourceUnknown {
 		return
 	}
 	if x, known := l.digester.Want(p); known {
@@ -416,6 +431,7 @@ func (l *loop) awaitDigests(limit time.Duration) {
 		case r := <-l.digester.Results():
 			l.digest(r)
 		case <-time.After(5 * time.Millisecond):
+			l.take(l.hooks.Processes(l)) // their ring must not fill meanwhile
 		case <-end:
 			return
 		}

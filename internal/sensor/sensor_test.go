@@ -256,28 +256,39 @@ func TestLedger(t *testing.T) {
 	tally := func(sent, received uint64) kernel.Tally {
 		return kernel.Tally{Seen: event.Bytes{Sent: sent, Received: received}}
 	}
+	drained := func(t kernel.Tally) { l.drained(t, t, identity.Stats{}) }
 	get := func() event.Bytes { return l.event(1, outlet.Stats{}, digest.Stats{}).Unattributed }
 	l.attribute(flow)
-	l.drained(tally(100, 50), identity.Stats{})
+	drained(tally(100, 50))
 	// A socket that one drain misses comes with the next: not missing yet.
-	l.drained(tally(300, 50), identity.Stats{})
+	drained(tally(300, 50))
 	if got := get(); got != (event.Bytes{}) {
 		t.Errorf("missing at once: %+v", got)
 	}
-	l.drained(tally(300, 50), identity.Stats{})
-	l.drained(tally(300, 50), identity.Stats{})
+	drained(tally(300, 50))
+	drained(tally(300, 50))
 	if got := get(); got != (event.Bytes{Sent: 200}) {
 		t.Errorf("settled: %+v", got)
 	}
 	l.attribute(&event.Flow{Sent: 200})
 	l.unknown(flow)
-	l.drained(tally(400, 100), identity.Stats{})
+	drained(tally(400, 100))
 	if got := get(); got != (event.Bytes{Sent: 100, Received: 50}) {
 		t.Errorf("unknown program: %+v", got)
 	}
 	e := l.event(1, outlet.Stats{Dropped: 7, DroppedSent: 5, Restarts: 1}, digest.Stats{})
 	if e.Unattributed.Sent != 105 || e.Lost[event.LostQueue] != 7 || e.Lost[event.LostRecorder] != 1 || e.Lost[event.LostProcess] != 1 {
 		t.Errorf("%+v", e)
+	}
+	// More came out than was seen: settled after three drains, or at once at the end.
+	l.attribute(&event.Flow{Received: 30})
+	drained(tally(400, 100))
+	if e := l.event(1, outlet.Stats{}, digest.Stats{}); e.Lost[event.LostTwice] != 0 {
+		t.Errorf("counted twice at once: %+v", e)
+	}
+	l.settle()
+	if e := l.event(1, outlet.Stats{}, digest.Stats{}); e.Lost[event.LostTwice] != 30 {
+		t.Errorf("counted twice: %+v", e)
 	}
 	for key := range e.Lost {
 		if !explained(key) {

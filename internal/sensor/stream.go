@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/sensor/identity"
 	"github.com/picosnitch/picosnitch/internal/sensor/outlet"
 )
 
@@ -69,6 +70,10 @@ func (s *stream) add(e *event.Event) {
 func (s *stream) flow(f *event.Flow) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.addFlow(f)
+}
+
+func (s *stream) addFlow(f *event.Flow) {
 	s.add(&event.Event{Flow: f})
 	s.open.Sent += f.Sent
 	s.open.Received += f.Received
@@ -109,6 +114,15 @@ func (s *stream) process(p event.Process) bool {
 	return true
 }
 
+// stranger writes a process of which nothing is known, for one flow. It is not remembered: nothing would ever end it.
+func (s *stream) stranger(f *event.Flow) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.add(&event.Event{Process: &event.Process{ID: f.Process, UID: f.UID, Source: event.SourceUnknown}})
+	s.addFlow(f)
+	s.add(&event.Event{Exit: &event.Exit{ID: f.Process}})
+}
+
 // exit writes that a process is forgotten, if the recorder knows it.
 func (s *stream) exit(id event.ProcessID, batch uint64) {
 	s.mu.Lock()
@@ -126,12 +140,25 @@ func (s *stream) executable(x event.Executable) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !x.File.IsZero() {
-		if len(s.digests) > 16384 {
-			clear(s.digests)
-		}
 		s.digests[x.File] = x
+		if len(s.digests) > digestsMax {
+			s.pruneDigests()
+		}
 	}
 	s.add(&event.Event{Executable: &x})
+}
+
+// digestsMax is when digests that no process needs any more are forgotten.
+const digestsMax = 16384
+
+func (s *stream) pruneDigests() {
+	needed := make(map[event.FileID]event.Executable)
+	for _, f := range s.facts {
+		if x, ok := s.digests[f.process.File]; ok {
+			needed[f.process.File] = x
+		}
+	}
+	s.digests = needed
 }
 
 // forget drops the facts that no recorder will need: their exit is durable.
@@ -163,7 +190,7 @@ func (s *stream) preamble(next uint64) []byte {
 	written := map[event.ProcessID]bool{}
 	var introduce func(f *fact, depth int)
 	introduce = func(f *fact, depth int) {
-		if f == nil || written[f.process.ID] || depth > 16 {
+		if f == nil || written[f.process.ID] || depth > identity.MaxAncestors {
 			return
 		}
 		introduce(s.facts[f.process.Parent], depth+1)

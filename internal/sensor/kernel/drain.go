@@ -60,11 +60,17 @@ func (h *Hooks) Wait(timeout time.Duration) error {
 	return nil
 }
 
-// Processes hands all waiting reports of exec, fork and exit to the handler and returns how many there were.
+// processesMax bounds one call of Processes: more than a ring of 256 KiB can hold.
+const processesMax = 16384
+
+// Processes hands the waiting reports of exec, fork and exit to the handler and returns how many there were.
 func (h *Hooks) Processes(to Handler) (int, error) {
 	n := 0
 	h.processes.SetDeadline(time.Unix(1, 0)) // in the past: read what is there
 	for {
+		if n == processesMax {
+			return n, nil
+		}
 		err := h.processes.ReadInto(&h.buffers.record)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return n, nil
@@ -90,32 +96,32 @@ func (h *Hooks) Found(to func(event.Process)) error {
 	})
 }
 
+// releasedMax is how many reports one call of Released takes at most: a machine that closes sockets faster than they are
+// read must not keep the caller there.
+const releasedMax = 4096
+
 // Released hands the flows of sockets that were released to emit, after all process reports that came before them to
-// the handler. The flow is valid during the call only.
-func (h *Hooks) Released(to Handler, emit func(*event.Flow)) error {
-	for {
-		h.buffers.reports = h.buffers.reports[:0]
-		h.released.SetDeadline(time.Unix(1, 0))
-		var end error
-		for len(h.buffers.reports) < 4096 && end == nil {
-			if end = h.released.ReadInto(&h.buffers.record); end == nil {
-				r, err := decodeReport(h.buffers.record.RawSample)
-				if err != nil {
-					return err
-				}
-				h.buffers.reports = append(h.buffers.reports, r)
-			}
+// the handler. It returns whether more may be waiting. The flow is valid during the call only.
+func (h *Hooks) Released(to Handler, emit func(*event.Flow)) (more bool, err error) {
+	h.buffers.reports = h.buffers.reports[:0]
+	h.released.SetDeadline(time.Unix(1, 0))
+	more = true
+	for len(h.buffers.reports) < releasedMax {
+		err := h.released.ReadInto(&h.buffers.record)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			more = false
+			break
 		}
-		if end != nil && !errors.Is(end, os.ErrDeadlineExceeded) {
-			return fmt.Errorf("read ring buffer: %w", end)
+		if err != nil {
+			return false, fmt.Errorf("read ring buffer: %w", err)
 		}
-		if err := h.emit(to, emit); err != nil {
-			return err
+		r, err := decodeReport(h.buffers.record.RawSample)
+		if err != nil {
+			return false, err
 		}
-		if end != nil {
-			return nil
-		}
+		h.buffers.reports = append(h.buffers.reports, r)
 	}
+	return more, h.emit(to, emit)
 }
 
 // emit resolves nothing itself: it makes sure that the processes of the collected reports are known first.
@@ -137,8 +143,13 @@ func (h *Hooks) emit(to Handler, emit func(*event.Flow)) error {
 
 // Drain hands everything that was counted since the last drain to emit: released sockets, live sockets, tables.
 func (h *Hooks) Drain(to Handler, emit func(*event.Flow)) error {
-	if err := h.Released(to, emit); err != nil {
-		return err
+	// What the ring holds now, and not what is added meanwhile.
+	for range h.ring/int(unsafe.Sizeof(bpfFlowReport{}))/releasedMax + 1 {
+		if more, err := h.Released(to, emit); err != nil {
+			return err
+		} else if !more {
+			break
+		}
 	}
 	r, err := h.drains.Open()
 	if err != nil {
@@ -160,6 +171,16 @@ func (h *Hooks) Drain(to Handler, emit func(*event.Flow)) error {
 		return errors.Join(err, e)
 	}
 	return h.drainTables(to, emit)
+}
+
+// Finish takes off what counts bytes, then the rest, which reports the sockets that are closed meanwhile, and drains all.
+func (h *Hooks) Finish(to Handler, emit func(*event.Flow)) error {
+	return errors.Join(
+		h.detach(func(a *attachment) bool { return a.when != always }),
+		h.Drain(to, emit),
+		h.Detach(),
+		h.Drain(to, emit),
+	)
 }
 
 func (h *Hooks) iterate(program string, each func([]byte) (int, error)) error {
@@ -184,6 +205,9 @@ func (h *Hooks) readAll(r io.Reader, each func([]byte) (int, error)) error {
 	have := 0
 	for {
 		n, err := r.Read(h.buffers.read[have:])
+		if errors.Is(err, unix.EAGAIN) {
+			continue // the kernel pauses after a million objects without output (bpf_seq_read())
+		}
 		have += n
 		at := 0
 		for at < have {

@@ -153,11 +153,13 @@ func (h *Hooks) attach(a *attachment) {
 }
 
 // Detach takes all hooks off. What they counted can still be drained.
-func (h *Hooks) Detach() error {
+func (h *Hooks) Detach() error { return h.detach(func(*attachment) bool { return true }) }
+
+func (h *Hooks) detach(which func(*attachment) bool) error {
 	var errs []error
 	for i := range slices.Backward(h.attached) {
 		a := &h.attached[i]
-		if a.link == nil {
+		if a.link == nil || !which(a) {
 			continue
 		}
 		if err := a.link.Close(); err != nil {

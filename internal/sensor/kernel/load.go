@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
@@ -34,6 +35,7 @@ type Hooks struct {
 	processes  *ringbuf.Reader
 	epoll      int
 	wake       int        // eventfd
+	ring       int        // size of a ring buffer, in bytes
 	drains     *link.Iter // over the sockets' states
 	tables     [2]swap
 	tableUsed  uint64
@@ -67,6 +69,7 @@ func Load(o Options) (*Hooks, error) {
 func (h *Hooks) Set() string { return h.set }
 
 func (h *Hooks) load(hooks []hook, ring int) error {
+	h.ring = ring
 	spec, err := loadBpf()
 	if err != nil {
 		return fmt.Errorf("read the BPF object: %w", err)
@@ -111,8 +114,13 @@ func (h *Hooks) load(hooks []hook, ring int) error {
 
 // newCollection loads all programs; when the kernel refuses an optional one, the rest without it.
 func (h *Hooks) newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	options := ebpf.CollectionOptions{}
+	// Where btrfs is a module, its types are in the module's BTF; without them its device numbers differ from stat's.
+	if module, err := btf.LoadKernelModuleSpec("btrfs"); err == nil {
+		options.Programs.ExtraRelocationTargets = []*btf.Spec{module}
+	}
 	for range len(spec.Programs) + 1 {
-		c, err := ebpf.NewCollection(spec)
+		c, err := ebpf.NewCollectionWithOptions(spec, options)
 		if err == nil {
 			return c, nil
 		}

@@ -169,8 +169,13 @@ func (o *Outlet) serve(ctx context.Context) error {
 	o.mu.Unlock()
 
 	acks := make(chan error, 1)
-	go func() { acks <- o.readAcks(link) }()
-	err = o.write(link, o.preamble(next), acks)
+	go func() {
+		acks <- o.readAcks(link)
+		o.mu.Lock() // the writer may be waiting
+		o.cond.Broadcast()
+		o.mu.Unlock()
+	}()
+	err = o.write(patient{link, end}, o.preamble(next), acks)
 	end()
 	readErr := <-acks
 	o.mu.Lock()
@@ -183,6 +188,25 @@ func (o *Outlet) serve(ctx context.Context) error {
 		err = readErr
 	}
 	return err
+}
+
+// stall is how long a recorder may leave a write unread before it is given up and another one is started.
+const stall = time.Minute
+
+// patient ends the link under a write that does not return.
+type patient struct {
+	io.Writer
+	end func()
+}
+
+func (p patient) Write(b []byte) (int, error) {
+	late := time.AfterFunc(stall, p.end)
+	defer late.Stop()
+	n, err := p.Writer.Write(b)
+	if err != nil && !late.Stop() {
+		err = fmt.Errorf("it took nothing for %s: %w", stall, err)
+	}
+	return n, err
 }
 
 // lose counts what the recorder that ended had, and cannot be sent again. Called with mu held.
@@ -223,14 +247,6 @@ func (o *Outlet) write(link io.Writer, preamble []byte, acks chan error) error {
 }
 
 func (o *Outlet) readAcks(link io.Reader) error {
-	defer func() {
-		// After the result is in the channel the writer must look: it may be waiting.
-		time.AfterFunc(0, func() {
-			o.mu.Lock()
-			o.cond.Broadcast()
-			o.mu.Unlock()
-		})
-	}()
 	s := bufio.NewScanner(link)
 	for s.Scan() {
 		var line struct {
