@@ -155,7 +155,8 @@ static __always_inline void count_datagram(struct sock *sk, struct counts *n, in
 	count_slow(sk, st, &p, n);
 }
 
-static __always_inline int on_send(struct sock *sk, int ret)
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(sock_send_length, struct sock *sk, int ret, int flags)
 {
 	struct task_struct *task;
 	struct sock_state *st;
@@ -186,16 +187,8 @@ static __always_inline int on_send(struct sock *sk, int ret)
 	return 0;
 }
 
-SEC("tp_btf/sock_send_length")
-int BPF_PROG(sock_send_length, struct sock *sk, int ret, int flags)
-{
-	hold();
-	on_send(sk, ret);
-	release();
-	return 0;
-}
-
-static __always_inline int on_receive(struct sock *sk, int ret, int flags)
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(sock_recv_length, struct sock *sk, int ret, int flags)
 {
 	__u16 family = sk->__sk_common.skc_family;
 	struct task_struct *task;
@@ -228,15 +221,6 @@ static __always_inline int on_receive(struct sock *sk, int ret, int flags)
 	}
 	if (!skip && ret > 0)
 		tally(TALLY_RECEIVED, ret);
-	return 0;
-}
-
-SEC("tp_btf/sock_recv_length")
-int BPF_PROG(sock_recv_length, struct sock *sk, int ret, int flags)
-{
-	hold();
-	on_receive(sk, ret, flags);
-	release();
 	return 0;
 }
 
@@ -291,7 +275,8 @@ static __noinline int read_stateless(struct sock *sk)
 	return 0;
 }
 
-static __always_inline int on_read(struct sock *sk)
+SEC("tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(tcp_rcv_space_adjust, struct sock *sk)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct sock_state *st;
@@ -321,15 +306,6 @@ static __always_inline int on_read(struct sock *sk)
 	else
 		count_slow(sk, st, NULL, &n);
 	tally(TALLY_RECEIVED, n.received);
-	return 0;
-}
-
-SEC("tp_btf/tcp_rcv_space_adjust")
-int BPF_PROG(tcp_rcv_space_adjust, struct sock *sk)
-{
-	hold();
-	on_read(sk);
-	release();
 	return 0;
 }
 
@@ -393,7 +369,6 @@ int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
 	/* Subflows of MPTCP and sockets of the kernel itself. A listening subflow gives birth to plain TCP sockets too. */
 	if (new != TCP_LISTEN && BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
 		return 0;
-	hold();
 	st = bpf_sk_storage_get(&socks, sk, NULL, use_storage && old != TCP_SYN_SENT ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	if (new == TCP_SYN_SENT)
 		on_connect(sk, st, protocol);
@@ -401,6 +376,5 @@ int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
 		on_listen(sk, st);
 	else if (old == TCP_SYN_SENT && st && st->claim == CLAIM_OWNED && !st->key.local_port)
 		local_address(sk, &st->key); /* the port was chosen after connect() was seen */
-	release();
 	return 0;
 }

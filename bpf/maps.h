@@ -170,26 +170,6 @@ struct {
 	__type(value, struct scratch);
 } found_scratch SEC(".maps");
 
-/*
- * Since 7.0 a task can be preempted inside a tracepoint, and the kernel then skips the same program for the next task on
- * that CPU (bpf_prog_get_recursion_context()): its bytes would be lost. Where the kernel lets us, nobody preempts us; the few
- * instructions before are left, and what is skipped there is in the program's statistics.
- */
-extern void bpf_preempt_disable(void) __weak __ksym;
-extern void bpf_preempt_enable(void) __weak __ksym;
-
-static __always_inline void hold(void)
-{
-	if (bpf_preempt_disable) /* 6.10 and later */
-		bpf_preempt_disable();
-}
-
-static __always_inline void release(void)
-{
-	if (bpf_preempt_enable)
-		bpf_preempt_enable();
-}
-
 static __always_inline void tally(__u32 which, __u64 n)
 {
 	__u64 *v = bpf_map_lookup_elem(&tallies, &which);

@@ -185,19 +185,14 @@ SEC("tp_btf/sched_process_exec")
 int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
 	__u32 zero = 0, size = 0, at;
-	struct scratch *room;
+	struct scratch *room = bpf_map_lookup_elem(&scratches, &zero);
 
-	hold();
-	room = bpf_map_lookup_elem(&scratches, &zero);
-	if (!room) {
-		release();
+	if (!room)
 		return 0;
-	}
 	at = build(room, task, bprm, KIND_EXEC, &size);
 	asm volatile("" : "+r"(at), "+r"(size)); /* check and use the same registers: older verifiers lose the bound else */
 	if (!at || at > PATH_END || size > REPORT_MAX || bpf_ringbuf_output(&processes, &room->data[at], size, wake(&processes, size)))
 		tally(TALLY_LOST_EXEC, 1);
-	release();
 	return 0;
 }
 
@@ -228,7 +223,6 @@ int BPF_PROG(sched_process_fork, struct task_struct *parent, struct task_struct 
 
 	if (child->pid != child->tgid)
 		return 0; /* a thread */
-	hold();
 	r.kind = KIND_FORK;
 	r.size = sizeof(r);
 	r.ktime = bpf_ktime_get_boot_ns();
@@ -238,7 +232,6 @@ int BPF_PROG(sched_process_fork, struct task_struct *parent, struct task_struct 
 	identify(&r.parent, parent);
 	if (bpf_ringbuf_output(&processes, &r, sizeof(r), wake(&processes, sizeof(r))))
 		tally(TALLY_LOST_FORK, 1);
-	release();
 	return 0;
 }
 
@@ -249,12 +242,10 @@ int BPF_PROG(sched_process_exit, struct task_struct *task)
 
 	if (task->signal->live.counter != 0)
 		return 0; /* a thread; do_exit() has already taken itself off */
-	hold();
 	r.kind = KIND_EXIT;
 	r.size = sizeof(r);
 	identify(&r.process, task);
 	if (bpf_ringbuf_output(&processes, &r, sizeof(r), wake(&processes, sizeof(r))))
 		tally(TALLY_LOST_EXIT, 1);
-	release();
 	return 0;
 }
