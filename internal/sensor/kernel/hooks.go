@@ -211,5 +211,8 @@ func (h *Hooks) State() []event.Hook {
 		}
 		out = append(out, s)
 	}
+	if h.sendpage && h.bandwidth {
+		out = append(out, event.Hook{Name: "sendpage", Cost: "bytes sent by sendfile and splice", Error: "no hook of this set sees it on kernels before 6.5"})
+	}
 	return out
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -36,6 +37,7 @@ type Hooks struct {
 	epoll      int
 	wake       int        // eventfd
 	ring       int        // size of a ring buffer, in bytes
+	sendpage   bool       // the kernel has a way of sending that no hook of this set sees
 	drains     *link.Iter // over the sockets' states
 	tables     [2]swap
 	tableUsed  uint64
@@ -99,6 +101,9 @@ func (h *Hooks) load(hooks []hook, ring int) error {
 		return err
 	}
 	if err := h.openRings(); err != nil {
+		return err
+	}
+	if h.sendpage, err = hasSendpage(); err != nil {
 		return err
 	}
 	drains := h.collection.Programs["drain_sockets"]
@@ -245,6 +250,19 @@ func cgroupRoot() (path string, fd int, err error) {
 		return "", -1, fmt.Errorf("cgroup v2 is not mounted and cannot be: %w", err)
 	}
 	return fmt.Sprintf("/proc/self/fd/%d", fd), fd, nil
+}
+
+// hasSendpage reports whether this kernel sends files and pipes by a way of its own, past sock_sendmsg() (before 6.5).
+func hasSendpage() (bool, error) {
+	types, err := btf.LoadKernelSpec()
+	if err != nil {
+		return false, fmt.Errorf("read the kernel's types: %w", err)
+	}
+	var ops *btf.Struct
+	if err := types.TypeByName("proto_ops", &ops); err != nil {
+		return false, fmt.Errorf("read the kernel's types: %w", err)
+	}
+	return slices.ContainsFunc(ops.Members, func(m btf.Member) bool { return m.Name == "sendpage" }), nil
 }
 
 // CgroupRoot returns nil when the root of the cgroup v2 hierarchy can be had.
