@@ -193,9 +193,9 @@ static __always_inline void publish(struct sock_state *st)
 /* Direction of a flow whose first use is a send or a receive. TCP connects are claimed at SYN_SENT, so the rest was accepted. */
 static __always_inline __u8 first_direction(__u16 protocol, const struct sock_state *st, bool sending)
 {
-	if (st && st->flags & FLAG_PREEXISTING)
+	if (!st || st->flags & FLAG_PREEXISTING)
 		return DIRECTION_UNKNOWN;
-	if (st && st->flags & FLAG_CONNECT)
+	if (st->flags & FLAG_CONNECT)
 		return DIRECTION_OUT;
 	if (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP)
 		return DIRECTION_IN;
@@ -273,7 +273,9 @@ static __noinline int count_slow(struct sock *sk, struct sock_state *st, const s
 	}
 	if (st->claim == CLAIM_OWNED)
 		key.direction = st->key.direction;
-	if (key.peer == PEER_PACKET && st->key.peer == PEER_NONE && !(st->flags & FLAG_NAMED)) {
+	if (key.peer == PEER_NONE) {
+		n->continued = 1; /* of a peer that is known otherwise */
+	} else if (key.peer == PEER_PACKET && st->key.peer == PEER_NONE && !(st->flags & FLAG_NAMED)) {
 		set_flag(st, FLAG_NAMED);
 		n->continued = 1;
 	}

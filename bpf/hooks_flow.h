@@ -235,7 +235,7 @@ static __always_inline __u32 moved(struct sock *sk, struct tcp_sock *tp, __u32 f
 	*fin = !fin_done && seq == tp->rcv_nxt && sk->__sk_common.skc_flags & (1ul << SOCK_DONE);
 	if (*fin)
 		delta--;
-	if (delta > 1u << 31) { /* never seen; whatever it is, it is no count */
+	if (delta > tp->bytes_received) { /* more than ever came: whatever it is, it is no count */
 		tally(TALLY_LOST_BASELINE, 1);
 		return 0;
 	}
@@ -309,18 +309,34 @@ int BPF_PROG(tcp_rcv_space_adjust, struct sock *sk)
 	return 0;
 }
 
+/* A socket that is connected again (connect() to AF_UNSPEC ended its connection) starts anew. */
+static __always_inline void forget_connection(struct sock *sk, struct sock_state *st)
+{
+	struct flow_key key;
+	struct counts n;
+	__u64 id = (__u64)sk;
+
+	if (!st) {
+		if (stateless_used)
+			bpf_map_delete_elem(&stateless, &id);
+		return;
+	}
+	if (st->claim == CLAIM_OWNED) {
+		if (take(st, &n)) {
+			key = st->key;
+			add_table(&key, &n);
+		}
+		__sync_lock_test_and_set(&st->claim, CLAIM_FREE);
+	}
+	st->flags = 0;
+}
+
 /* listen(): from now on the state is what accepted sockets begin with, so that nothing of an earlier life may be left in it. */
 static __always_inline void on_listen(struct sock *sk, struct sock_state *st)
 {
 	struct process_id id = {};
-	struct flow_key key;
-	struct counts n;
 
-	if (st->claim == CLAIM_OWNED && take(st, &n)) {
-		key = st->key;
-		add_table(&key, &n);
-	}
-	st->flags = 0;
+	forget_connection(sk, st);
 	identify(&id, bpf_get_current_task_btf());
 	own(sk, st, &id, DIRECTION_IN);
 	__sync_lock_test_and_set(&st->claim, CLAIM_LISTENER);
@@ -331,18 +347,17 @@ static __always_inline int on_connect(struct sock *sk, struct sock_state *st, __
 	struct flow_key key = {};
 	struct counts n = {};
 
-	if (st) {
-		/* The socket may have had a connection before (connect() to AF_UNSPEC ends it): its numbers start anew. */
-		clear_flag(st, FLAG_BASELINE | FLAG_FIN);
-		if (protocol == IPPROTO_MPTCP) {
-			set_flag(st, FLAG_CONNECT);
-			return 0;
-		}
+	forget_connection(sk, st);
+	if (st && protocol == IPPROTO_MPTCP) {
+		set_flag(st, FLAG_CONNECT); /* its address is known later */
+		return 0;
 	}
 	identify(&key.process, bpf_get_current_task_btf());
 	key.uid = current_uid();
 	key.direction = DIRECTION_OUT;
 	describe(sk, &key);
+	if (!sk->__sk_common.skc_num)
+		key.local_port = 0; /* of an earlier connection; this one's is chosen next */
 	connected_peer(sk, &key);
 	n.conns = 1;
 	if (st && use_storage && claim(st)) {
@@ -350,7 +365,7 @@ static __always_inline int on_connect(struct sock *sk, struct sock_state *st, __
 		st->counts.conns = 1;
 		publish(st);
 	} else {
-		add_table(&key, &n); /* the socket was used before, or has no state */
+		add_table(&key, &n); /* no state */
 	}
 	return 0;
 }

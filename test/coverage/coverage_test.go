@@ -8,6 +8,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -112,8 +113,8 @@ func TestCoverage(t *testing.T) {
 // selected reports whether -run names a scenario, so that one can be played alone.
 func selected(only, name string) bool {
 	_, sub, ok := strings.Cut(only, "/")
-	sub = strings.Trim(sub, "^$")
-	return !ok || sub == "memory" || strings.Contains(name, sub)
+	match, err := regexp.MatchString(sub, name)
+	return !ok || sub == "memory" || err == nil && match
 }
 
 // check compares all scenarios with all sources.

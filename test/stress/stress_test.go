@@ -52,6 +52,7 @@ func TestStress(t *testing.T) {
 	t.Run("Peers", func(t *testing.T) { b.flows(t, "stress-250000-peers") })
 	t.Run("Sockets", func(t *testing.T) { b.flows(t, "stress-250000-sockets") })
 	t.Run("OnDiskWithinTwoWindows", b.onDisk)
+	t.Run("StopUnderFire", b.stopUnderFire)
 	t.Run("RecorderKilled", b.recorderKilled)
 	t.Run("AllKilled", b.allKilled)
 }

@@ -38,6 +38,10 @@ type Claim struct {
 	// right one or none.
 	Vague bool `json:"vague,omitempty"`
 
+	// Unsure says that the program left the monitor no room to remember who opened the socket. Direction and own port
+	// must then be the right ones or none.
+	Unsure bool `json:"unsure,omitempty"`
+
 	// Limit names a known limit of the monitor. Expect is then what the monitor must show instead.
 	Limit  string `json:"limit,omitempty"`
 	Expect *Bytes `json:"expect,omitempty"`

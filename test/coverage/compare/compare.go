@@ -54,11 +54,14 @@ func (f flow) String() string {
 }
 
 // holds reports whether a row belongs to the flow. A remote without a port is any port: raw sockets have none.
-func (g *group) holds(r *monitor.Row) bool {
+func (g *group) holds(r row) bool {
 	f := g.flow
 	match := func(want, got string) bool { return want == "" || want == got }
-	if g.vague && r.Remote == ":0" && r.Peer == "" {
+	if g.vague && r.nameless() {
 		f.remote = ""
+	}
+	if g.unsure && r.Direction == "" {
+		f.direction = ""
 	}
 	return f.exe == r.Exe && match(f.family, r.Family) && match(f.protocol, r.Protocol) && match(f.direction, r.Direction) &&
 		(match(f.remote, r.Remote) || strings.TrimSuffix(strings.Trim(r.Remote, "["), "]:0") == f.remote || strings.TrimSuffix(r.Remote, ":0") == f.remote)
@@ -67,14 +70,49 @@ func (g *group) holds(r *monitor.Row) bool {
 // group is all claims of one flow and the rows that belong to it.
 type group struct {
 	vague    bool
+	unsure   bool
 	flow     flow
 	want     claim.Bytes
 	conns    int
 	claims   []claim.Claim
 	got      claim.Bytes
 	gotConns int
-	rows     []*monitor.Row
+	rows     []row
 	limit    string
+}
+
+// row is one record.
+type row struct{ *monitor.Row }
+
+// nameless reports whether the record has no remote address.
+func (r row) nameless() bool { return r.Remote == ":0" && r.Peer == "" }
+
+func (g *group) take(r row, sent, received uint64, conns int) {
+	g.rows = append(g.rows, r)
+	g.got.Sent += sent
+	g.got.Received += received
+	g.gotConns += conns
+}
+
+// share gives a nameless record to the vague groups that lack what it holds; what nobody lacks goes to the last, where it
+// is a difference.
+func share(groups []*group, r row) {
+	sent, received, conns := r.Sent, r.Received, int(r.Conns)
+	lacks := func(want, got, left uint64) uint64 { return min(left, want-min(want, got)) }
+	var last *group
+	for _, g := range groups {
+		if !g.holds(r) {
+			continue
+		}
+		s, v := lacks(g.want.Sent, g.got.Sent, sent), lacks(g.want.Received, g.got.Received, received)
+		c := max(0, min(conns, g.conns-g.gotConns))
+		g.take(r, s, v, c)
+		sent, received, conns = sent-s, received-v, conns-c
+		last = g
+	}
+	last.got.Sent += sent
+	last.got.Received += received
+	last.gotConns += conns
 }
 
 // Comparer compares. It keeps the hashes of the files that it read.
@@ -91,8 +129,9 @@ func (h *Comparer) Compare(scenario string, claims []claim.Claim, s Source) []Di
 	for _, x := range claims {
 		programs[x.Exe] = true
 	}
+	var nameless []row
 	for i := range s.Rows {
-		r := &s.Rows[i]
+		r := row{&s.Rows[i]}
 		if !programs[r.Exe] || r.Sent == 0 && r.Received == 0 && r.Conns == 0 {
 			continue
 		}
@@ -107,11 +146,14 @@ func (h *Comparer) Compare(scenario string, claims []claim.Claim, s Source) []Di
 				"none", fmt.Sprintf("sent %d received %d conns %d (peer %q)", r.Sent, r.Received, r.Conns, r.Peer))
 			continue
 		}
-		g := groups[at]
-		g.rows = append(g.rows, r)
-		g.got.Sent += r.Sent
-		g.got.Received += r.Received
-		g.gotConns += int(r.Conns)
+		if r.nameless() {
+			nameless = append(nameless, r) // after the others: it is what they lack
+			continue
+		}
+		groups[at].take(r, r.Sent, r.Received, int(r.Conns))
+	}
+	for _, r := range nameless {
+		share(groups, r)
 	}
 	for _, g := range groups {
 		c.number(g, "sent", g.want.Sent, g.got.Sent)
@@ -151,6 +193,7 @@ func (c *comparison) groups(claims []claim.Claim) []*group {
 		}
 		g.limit = cmp.Or(g.limit, x.Limit)
 		g.vague = g.vague || x.Vague
+		g.unsure = g.unsure || x.Unsure
 		g.claims = append(g.claims, x)
 	}
 	empty := func(f flow) int {
@@ -184,7 +227,7 @@ func (c *comparison) number(g *group, what string, want, got uint64) {
 // identity checks who it was.
 func (c *comparison) identity(g *group) {
 	x := g.claims[0]
-	text := func(what, want string, get func(*monitor.Row) string) {
+	text := func(what, want string, get func(row) string) {
 		for _, r := range g.rows {
 			if got := get(r); got != want {
 				c.add(x.Exe, g.flow.String()+" "+what, g.limit, want, got)
@@ -193,18 +236,18 @@ func (c *comparison) identity(g *group) {
 		}
 	}
 	hash := c.hash(x.File)
-	text("sha256", hash, func(r *monitor.Row) string {
+	text("sha256", hash, func(r row) string {
 		if r.SHA256 == "" && (x.Unproved || c.source.LateHash) {
 			return hash
 		}
 		return r.SHA256
 	})
 	name := filepath.Base(x.Exe)
-	text("name", name[:min(len(name), 15)], func(r *monitor.Row) string { return r.Name })
-	text("uid", fmt.Sprint(x.UID), func(r *monitor.Row) string { return fmt.Sprint(r.UID) })
+	text("name", name[:min(len(name), 15)], func(r row) string { return r.Name })
+	text("uid", fmt.Sprint(x.UID), func(r row) string { return fmt.Sprint(r.UID) })
 	if x.Parent != "" {
-		text("parent", x.Parent, func(r *monitor.Row) string { return r.PExe })
-		text("parent's sha256", c.hash(x.Parent), func(r *monitor.Row) string {
+		text("parent", x.Parent, func(r row) string { return r.PExe })
+		text("parent's sha256", c.hash(x.Parent), func(r row) string {
 			if r.PSHA256 == "" && c.source.LateHash {
 				return c.hash(x.Parent)
 			}
@@ -219,13 +262,23 @@ func (c *comparison) identity(g *group) {
 		local[x.Local] = true
 	}
 	if !local[""] {
-		text("local", strings.Join(slices.Sorted(maps.Keys(local)), " or "), func(r *monitor.Row) string {
-			if local[r.Local] {
+		text("local", strings.Join(slices.Sorted(maps.Keys(local)), " or "), func(r row) string {
+			if local[r.Local] || g.unsure && portless(r.Local, local) {
 				return strings.Join(slices.Sorted(maps.Keys(local)), " or ")
 			}
 			return r.Local
 		})
 	}
+}
+
+// portless reports whether an address without a port is one of those.
+func portless(at string, of map[string]bool) bool {
+	for x := range of {
+		if at == x[:strings.LastIndexByte(x, ':')]+":0" {
+			return true
+		}
+	}
+	return false
 }
 
 // hash is the SHA-256 of a file, or why there is none.

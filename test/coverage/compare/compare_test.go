@@ -73,4 +73,19 @@ func TestCompare(t *testing.T) {
 	if got := New().Compare("scenario", claims, Source{Name: "flat", Rows: flat, Flat: true}); len(got) != 0 {
 		t.Errorf("flat: found %+v, want none", got)
 	}
+
+	unsure := []claim.Claim{{Exe: exe, File: exe, UID: 7, Family: "inet6", Protocol: "tcp", Direction: "out", Local: "[::1]:1000", Remote: "[::1]:80", Sent: 10, Conns: 1, Unsure: true}}
+	for _, test := range []struct{ direction, local, want string }{
+		{"out", "[::1]:1000", ""},
+		{"", "[::1]:1000", ""},
+		{"out", "[::1]:0", ""},
+		{"in", "[::1]:1000", "unexpected record"},
+		{"out", "[::1]:1001", " local"},
+	} {
+		row := monitor.Row{Exe: exe, Name: "gen-client", SHA256: hash, UID: 7, Family: "inet6", Protocol: "tcp", Direction: test.direction, Local: test.local, Remote: "[::1]:80", Sent: 10, Conns: 1}
+		got := New().Compare("scenario", unsure, Source{Name: "test", Rows: []monitor.Row{row}})
+		if test.want == "" && len(got) != 0 || test.want != "" && (len(got) == 0 || !strings.Contains(got[0].What, test.want)) {
+			t.Errorf("unsure, %+v: found %+v", test, got)
+		}
+	}
 }

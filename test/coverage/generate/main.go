@@ -28,7 +28,7 @@ type scenario struct {
 
 // scenarios lists all of them, in the order in which they run.
 func scenarios() []scenario {
-	return slices.Concat(tcpScenarios(), connectionScenarios(), udpScenarios(), udpOptionScenarios(),
+	return slices.Concat(tcpScenarios(), connectionScenarios(), reuseScenarios(), resetScenarios(), fullScenarios(), udpScenarios(), udpOptionScenarios(),
 		rawScenarios(), packetScenarios(), processScenarios(), forkScenarios(), shortScenarios(),
 		namespaceScenarios(), beforeScenarios(), limitScenarios(), stressScenarios())
 }

@@ -28,6 +28,7 @@ type param struct {
 	Duplex  bool     // send and receive at once
 	Connect bool     // connect the datagram socket
 	Wait    bool     // wait for the stage between connecting and sending
+	Full    bool     // use the option memory of the socket up before its first use
 	Linger  bool     // live on for some seconds after the traffic
 	Seconds int      // how long
 	Gate    bool     // wait for the stage before anything else
@@ -75,6 +76,9 @@ func runRole(args []string) {
 		"no-answer": noAnswer, "early": early, "udp-held": udpHeld, "tls-server": tlsServer, "tls-client": tlsClient, "vsock": vsock,
 		"stop-listening": stopListening, "hammer-send": hammerSend, "hammer-recv": hammerRecv, "steady": steady, "storm-client": stormClient, "storm-server": stormServer,
 		"storm-peers": stormPeers, "storm-sockets": stormSockets,
+		"exact-server": exactServer, "reconnect": reconnect, "one-by-one": oneByOne, "listen-after-connect": listenAfterConnect,
+		"reset-reader": resetReader, "reset-sender": resetSender, "closed-reader": closedReader, "late-sender": lateSender,
+		"udp-between": udpBetween, "udp-paced": udpPaced,
 		"container": container, "pair-server": pairServer, "xdp": xdp,
 	}
 	run, ok := roles[r.name]
@@ -120,6 +124,7 @@ func (r *role) flush() {
 // add keeps a claim of this process.
 func (r *role) add(c claim.Claim) {
 	c.Role, c.PID, c.UID = r.name, os.Getpid(), uint32(os.Getuid())
+	c.Unsure = c.Unsure || r.p.Full
 	if c.Exe == "" {
 		c.Exe, c.File, c.Parent = r.p.File, r.p.File, r.p.Parent
 		if r.p.Exe != "" {

@@ -22,6 +22,19 @@ func open(family, kind, proto int) int {
 	return fd
 }
 
+// open makes a socket as the role's parameters say.
+func (r *role) open(kind int) int {
+	proto := r.p.Proto
+	if kind == unix.SOCK_DGRAM {
+		proto = 0
+	}
+	fd := open(r.p.Family, kind, proto)
+	if r.p.Full {
+		fillOptions(fd)
+	}
+	return fd
+}
+
 func bound(fd int) {
 	tv := unix.NsecToTimeval(int64(patience))
 	check("set receive timeout", unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv))
@@ -92,7 +105,7 @@ func bindTo(fd, family int, addr string) netip.AddrPort {
 
 // listen opens a listening stream socket.
 func listen(r *role) (int, netip.AddrPort) {
-	fd := open(r.p.Family, unix.SOCK_STREAM, r.p.Proto)
+	fd := r.open(unix.SOCK_STREAM)
 	a := bindTo(fd, r.p.Family, r.p.Addr)
 	check("listen", unix.Listen(fd, 1024))
 	return fd, a
@@ -100,7 +113,7 @@ func listen(r *role) (int, netip.AddrPort) {
 
 // dial opens a connected stream socket.
 func dial(r *role) int {
-	fd := open(r.p.Family, unix.SOCK_STREAM, r.p.Proto)
+	fd := r.open(unix.SOCK_STREAM)
 	check("connect", retry(func() error { return unix.Connect(fd, sockaddr(parse(r.p.Addr))) }))
 	return fd
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +30,10 @@ func recvStream(fd int, way string) uint64 {
 		return each(func() (int, error) { return unix.Readv(fd, halves(buf)) })
 	case "recv":
 		return each(func() (int, error) { return recv(fd, buf, 0) })
+	case "recv-1", "recv-1000":
+		size, err := strconv.Atoi(strings.TrimPrefix(way, "recv-"))
+		check("read length", err)
+		return each(func() (int, error) { return recv(fd, buf[:size], 0) })
 	case "recvfrom":
 		return each(func() (int, error) { n, _, err := unix.Recvfrom(fd, buf, 0); return n, err })
 	case "recvmsg":

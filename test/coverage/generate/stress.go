@@ -291,6 +291,7 @@ func stressScenarios() []scenario {
 			s.take(s.start("gen-client", "steady", param{Addr: srv.ready(), Seconds: 12}), srv)
 		}},
 		{"stress-200000-connections", storm(200_000, 10, 0)},
+		{"stress-30000-exchanges", storm(30_000, 6, 200)},
 		{"stress-2000-connections", storm(2000, 0, 200)},
 		{"stress-250000-peers", func(s *stage) {
 			s.take(s.start("gen-client", "storm-peers", param{Count: 250_000, Size: 64}))

@@ -129,6 +129,12 @@ func tcpScenarios() []scenario {
 	for way := range strings.FieldsSeq(recvs) {
 		all = append(all, scenario{"tcp-to-" + way, streamPair(param{Recv: way}, param{Bytes: 4*mega + 321})})
 	}
+	for _, way := range []string{"sendfile", "splice", "vmsplice"} {
+		all = append(all, scenario{"tcp6-by-" + way, streamPair(param{Family: unix.AF_INET6, Send: way, Bytes: mega + 123}, param{Family: unix.AF_INET6})})
+	}
+	for _, way := range []string{"splice", "mixed"} {
+		all = append(all, scenario{"tcp6-to-" + way, streamPair(param{Family: unix.AF_INET6, Recv: way}, param{Family: unix.AF_INET6, Bytes: mega + 321})})
+	}
 	for _, way := range []string{"sendfile", "splice", "sendmsg"} {
 		all = append(all, scenario{"mptcp-by-" + way, streamPair(param{Proto: unix.IPPROTO_MPTCP, Send: way, Bytes: mega}, param{Proto: unix.IPPROTO_MPTCP})})
 	}

@@ -44,7 +44,7 @@ func rawName(a netip.AddrPort) []byte {
 // udpSend sends Count datagrams of Size bytes to each peer in the given way.
 func udpSend(r *role) {
 	r.p.Proto = unix.IPPROTO_UDP
-	fd := open(r.p.Family, unix.SOCK_DGRAM, 0)
+	fd := r.open(unix.SOCK_DGRAM)
 	from := bindTo(fd, r.p.Family, r.p.Local)
 	for _, p := range r.p.Peers {
 		to := parse(p)
@@ -118,7 +118,7 @@ func sendDatagram(fd int, p param, b []byte, to netip.AddrPort) func() (int, err
 // udpRecv receives until it has Expect bytes, and counts by sender.
 func udpRecv(r *role) {
 	r.p.Proto = unix.IPPROTO_UDP
-	fd := open(r.p.Family, unix.SOCK_DGRAM, 0)
+	fd := r.open(unix.SOCK_DGRAM)
 	room(fd)
 	at := bindTo(fd, r.p.Family, r.p.Addr)
 	if r.p.Recv == "gro" {
@@ -250,7 +250,7 @@ func udpEcho(r *role) {
 
 // udpPing exchanges datagrams with each of its peers in turn, the i-th i times as large.
 func udpPing(r *role) {
-	fd := open(r.p.Family, unix.SOCK_DGRAM, 0)
+	fd := r.open(unix.SOCK_DGRAM)
 	from := bindTo(fd, r.p.Family, "")
 	sent, received := make([]uint64, len(r.p.Peers)), make([]uint64, len(r.p.Peers))
 	next := recvDatagram(fd, r.p)

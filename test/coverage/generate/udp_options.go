@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"net/netip"
 	"time"
 
 	"github.com/picosnitch/picosnitch/test/coverage/claim"
@@ -93,6 +94,73 @@ func udpOption(r *role) {
 	r.add(claim.Claim{Protocol: "udp", Direction: "out", Local: from.String(), Remote: to.String(), Sent: sent, Conns: 1})
 }
 
+// udpBetween begins a datagram to its peer, receives one from somebody else on the same socket, and ends its own without
+// an address, or (Connect) with the other's, which the kernel ignores: a datagram has one address, its first.
+func udpBetween(r *role) {
+	const begin, rest = 1, 5000
+	fd := open(r.p.Family, unix.SOCK_DGRAM, 0)
+	from := bindTo(fd, r.p.Family, "")
+	r.ready(from.String())
+	to := parse(r.p.Peers[0])
+	b := make([]byte, rest)
+	copy(b, marked(from, 64))
+	var sent, received uint64
+	var other netip.AddrPort
+	for range r.p.Count {
+		n, err := unix.SendmsgN(fd, b[:begin], nil, sockaddr(to), unix.MSG_MORE)
+		check("begin datagram", err)
+		sent += uint64(n)
+		r.ready("begun")
+		buf := make([]byte, 2048)
+		n, sa, err := unix.Recvfrom(fd, buf, 0)
+		check("receive", err)
+		received, other = received+uint64(n), addrPort(sa)
+		var end unix.Sockaddr
+		if r.p.Connect {
+			end = sockaddr(other)
+		}
+		n, err = unix.SendmsgN(fd, b, nil, end, 0)
+		check("end datagram", err)
+		sent += uint64(n)
+	}
+	r.add(claim.Claim{Protocol: "udp", Local: from.String(), Remote: to.String(), Sent: sent, Conns: 1})
+	r.add(claim.Claim{Protocol: "udp", Local: from.String(), Remote: other.String(), Received: received, Conns: 1})
+}
+
+// between plays udpBetween, a receiver, and one who sends in between.
+func between(p param) func(*stage) {
+	return func(s *stage) {
+		const rounds = 4
+		srv := s.start("gen-server", "udp-recv", param{Family: p.Family, Expect: rounds * 5001})
+		p := p
+		p.Peers, p.Count = []string{srv.ready()}, rounds
+		cl := s.start("gen-client", "udp-between", p)
+		at := cl.ready()
+		other := s.start("gen-other", "udp-paced", param{Family: p.Family, Peers: []string{at}, Size: 700, Count: rounds})
+		for range rounds {
+			cl.ready()
+			other.release()
+		}
+		s.take(cl, other, srv)
+	}
+}
+
+// udpPaced sends a datagram each time the stage says so.
+func udpPaced(r *role) {
+	fd := open(r.p.Family, unix.SOCK_DGRAM, 0)
+	from := bindTo(fd, r.p.Family, "")
+	to := parse(r.p.Peers[0])
+	each := sendDatagram(fd, r.p, marked(from, r.p.Size), to)
+	var sent uint64
+	for range r.p.Count {
+		r.await()
+		n, err := again(each)
+		check("send", err)
+		sent += uint64(n)
+	}
+	r.add(claim.Claim{Protocol: "udp", Direction: "out", Local: from.String(), Remote: to.String(), Sent: sent, Conns: 1})
+}
+
 func udpOptionScenarios() []scenario {
 	pair := func(send, recv param) func(*stage) {
 		return func(s *stage) {
@@ -121,6 +189,11 @@ func udpOptionScenarios() []scenario {
 		{"udp-more-connected", pair(connected(more), param{Recv: "recv"})},
 		{"udp-cork", pair(cork, param{})},
 		{"udp-sendfile", pair(connected(param{Send: "sendfile", Count: 20, Size: 1000}), param{Recv: "recv"})},
+		{"udp6-sendfile", pair(v6(connected(param{Send: "sendfile", Count: 20, Size: 1000})), v6(param{Recv: "recv"}))},
+		{"udp-cork-between", between(param{})},
+		{"udp6-cork-between", between(v6(param{}))},
+		{"udp-cork-between-named", between(param{Connect: true})},
+		{"udp6-cork-between-named", between(v6(param{Connect: true}))},
 		{"udp-truncated", pair(param{Send: "more", Count: 400, Size: 300}, param{Recv: "small", Size: 80, Expect: 100 * 80})},
 		{"udp-error-queue", func(s *stage) { s.take(s.start("gen-client", "udp-errors", param{Count: 50})) }},
 		{"udp-no-address-batch", func(s *stage) {
