@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/picosnitch/picosnitch/internal/daemon"
+	"github.com/picosnitch/picosnitch/internal/recorder"
 	"github.com/picosnitch/picosnitch/internal/sensor"
 )
 
@@ -229,7 +230,10 @@ func recorderCommand() *cobra.Command {
 		Use:    "recorder",
 		Hidden: true,
 		Short:  "picosnitch's own child process",
-		RunE:   func(*cobra.Command, []string) error { return daemon.Child(o) },
+		RunE: func(*cobra.Command, []string) error {
+			debug.SetMemoryLimit(recorder.MemoryLimit)
+			return daemon.Child(o)
+		},
 	}
 	f := c.Flags()
 	f.BoolVar(&o.Prepare, "prepare", false, "")

@@ -51,6 +51,9 @@ func TestParse(t *testing.T) {
 		{"server", `{"DB sql server": {"client": "psycopg", "table_name": "audit.conns", "host": "db", "port": 5432, "password": "s3cret", "ssl": {"ca": "/x"}}}`, func(c *Config) {
 			c.SQLServer = Server{Client: "psycopg", Table: "audit.conns", Params: map[string]Secret{"host": "db", "port": "5432", "password": "s3cret", "ssl.ca": "/x"}}
 		}},
+		{"brackets in texts and comments", `{"DB sql server": {"client": "pymysql", "password": "` + strings.Repeat("[{", 99) + `\"", "user": '` + strings.Repeat("[", 99) + `''` + `'}} # ` + strings.Repeat("[", 99) + "\n# it's " + strings.Repeat("{", 99), func(c *Config) {
+			c.SQLServer = Server{Client: "pymysql", Params: map[string]Secret{"password": Secret(strings.Repeat("[{", 99) + `"`), "user": Secret(strings.Repeat("[", 99) + "'")}}
+		}},
 		{"virustotal", `{"VT API key": "k", "VT file upload": true, "VT request limit (seconds)": 0}`, func(c *Config) { c.VTKey, c.VTUpload, c.VTLimit = "k", true, 0 }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -107,6 +110,12 @@ func TestParseErrors(t *testing.T) {
 		{"not UTF-8", "{\"\xff\": 1}", []string{"UTF-8"}},
 		{"not closed", "{\"DB text log\": true", []string{"line 1"}},
 		{"deep", strings.Repeat("[", 1000), []string{"nested too deeply"}},
+		{"octal", `{"DB write limit (seconds)": 010}`, []string{"010", "wrong type"}},
+		{"underscore", `{"DB write limit (seconds)": 1_0}`, []string{"1_0", "wrong type"}},
+		{"hexadecimal", `{"DB write limit (seconds)": 0x10}`, []string{"0x10", "wrong type"}},
+		{"plus", `{"Log ignore": [+53]}`, []string{"53"}},
+		{"deep behind an apostrophe", "DB text log: it's " + strings.Repeat("[", 1000), []string{"nested too deeply"}},
+		{"deep behind an open quote", "'\n" + strings.Repeat("[", 1000), []string{"nested too deeply"}},
 		{"deep dashes", strings.Repeat("- ", 5000), []string{"nested too deeply"}},
 		{"huge", "#" + strings.Repeat("x", MaxSize), []string{"65537 bytes", "at most 65536"}},
 		{"two errors", "{\"DB text log\": 1, \"Nothing like this\": 2}", []string{"DB text log", "Nothing like this"}},
@@ -140,6 +149,24 @@ func TestSecretsStayHidden(t *testing.T) {
 		"{\"DB sql server\": {\n\"client\": \"pymysql\",\n\"passwd\": TopS3cret: x}",
 		"{\"DB sql server\": {\n\"client\": \"pymysql\", \"x\": [\n\"TopS3cret\"]}}",
 		"DB sql server:\n  client: pymysql\n  password: TopS3cret\n  password: TopS3cret\n",
+		`{"VT APIkey": "TopS3cret"}`,
+		`{"VT kee": "TopS3cret"}`,
+		`{"colour": "TopS3cret"}`,
+		"VT kee: TopS3cret\n",
+		`{"DB text log": 1, "VT kee": "TopS3cret"}`,
+		`{"DB text log": true, "VT kee": "TopS3cret" "x"}`,
+		"{\"DB text log\": true, \"VT kee\":\n\"TopS3cret\" \"x\"}",
+		"{\"DB text log\": true, \"VT kee\":\n\"TopS3cret\", \"DB sql log\": 1}",
+		`{"DB sql srever": {"client": "pymysql", "pwd": "TopS3cret"}}`,
+		`{"DB sql server": {"client": "nobody", "pwd": "TopS3cret"}}`,
+		`{"DB sql server": {"client": "pymysql", "pwd": ["TopS3cret"], "token": ["TopS3cret"], "key": ["TopS3cret"], "secret": ["TopS3cret"]}}`,
+		`{"DB sql server": {"client": "pymysql", "host": "db", "x": ["TopS3cret"]}, "DB text log": 1}`,
+		`{"DB text log": {"VT API key": "TopS3cret"}}`,
+		"DB text log:\n  VT API key: TopS3cret\n",
+		`{"Log ignore": [{"password": "TopS3cret"}]}`,
+		"TopS3cret",
+		`{"TopS3cret`,
+		"DB text log: password TopS3cret\n",
 	} {
 		_, err := Parse([]byte(in))
 		if err == nil {

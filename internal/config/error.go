@@ -2,6 +2,8 @@ package config
 
 import (
 	"fmt"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -62,44 +64,62 @@ func (p *parse) source(e *Error) *Error {
 	if e.Line < 1 || e.Line > len(p.lines) {
 		return e
 	}
-	line := p.lines[e.Line-1]
 	if p.secretAt(e.Line) {
-		// Only what stands before the value; a line that is all value is not shown at all.
-		name, _, ok := strings.Cut(line, ":")
-		if !ok || strings.ContainsAny(name, "{,") {
-			e.Source, e.Column = hidden, 1
-			return e
-		}
-		line = name + ": " + hidden
-		e.Column = min(e.Column, len([]rune(line)))
+		e.Source, e.Column = hidden, 1
+		return e
 	}
-	e.Source = safe(strings.ReplaceAll(line, "\t", " "), shownLine)
+	line := strings.ReplaceAll(p.lines[e.Line-1], "\t", " ")
+	e.Source = safe(line, shownLine)
 	if e.Column > shownLine {
 		e.Column = shownLine
 	}
 	return e
 }
 
-// secretAt reports whether line belongs to the value of a key that holds secrets. It looks at the text, not at
-// the syntax tree, because it must also be right for a file that does not parse.
-func (p *parse) secretAt(line int) bool {
-	for i := min(line, len(p.lines)); i >= 1; i-- {
-		text := p.lines[i-1]
-		if strings.Contains(text, KeyVTKey) || strings.Contains(text, KeySQLServer) || looksSecret(text) {
-			return true
-		}
-		for _, k := range keys() {
-			if strings.Contains(text, `"`+k+`"`) || strings.HasPrefix(strings.TrimSpace(text), k+":") {
-				return false
-			}
-		}
-	}
-	return false
+// keyLike finds what may be a key: a text in quotes, or words, before a colon.
+func keyLike() *regexp.Regexp {
+	return regexp.MustCompile(`(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([^\s"'{}\[\],:#][^"'{}\[\],:]*?))\s*:`)
 }
 
+// secretAt reports whether line may hold a secret. That is so unless every key in it, or the last one before it, is a
+// key of ours that holds none: a misspelt key may be the one of a secret. It looks at the text, not at the
+// syntax tree, because it must also be right for a file that does not parse.
+func (p *parse) secretAt(line int) bool {
+	like := keyLike()
+	for i := min(line, len(p.lines)); i >= 1; i-- {
+		text := p.lines[i-1]
+		if i == line && looksSecret(text) {
+			return true
+		}
+		found := like.FindAllStringSubmatchIndex(text, -1)
+		if len(found) == 0 {
+			continue
+		}
+		if i < line {
+			found = found[len(found)-1:]
+		} else if strings.Trim(text[:found[0][0]], " \t{") != "" {
+			return true // something stands before the first key: the value of the one before
+		}
+		for _, m := range found {
+			key := ""
+			for g := 2; g < len(m); g += 2 {
+				if m[g] >= 0 {
+					key = text[m[g]:m[g+1]]
+				}
+			}
+			if key == KeyVTKey || key == KeySQLServer || !slices.Contains(keys(), key) {
+				return true
+			}
+		}
+		return false
+	}
+	return true
+}
+
+// looksSecret reports whether a text has a word that people use for secrets.
 func looksSecret(text string) bool {
 	text = strings.ToLower(text)
-	for _, word := range []string{"passw", "passphrase", "secret", "token", "apikey", "api key", "api_key"} {
+	for _, word := range []string{"passw", "passphrase", "pwd", "secret", "token", "key", "credential", "auth"} {
 		if strings.Contains(text, word) {
 			return true
 		}

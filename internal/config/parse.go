@@ -85,11 +85,11 @@ func (p *parse) check(data []byte) error {
 			}
 		}
 	}
-	// The parser recurses per level. Brackets in a text count too: that errs on the safe side.
+	// The parser recurses per level.
 	depth := 0
 	for n, line := range p.lines {
 		level := 0
-		for _, r := range line {
+		for _, r := range bare(line) {
 			switch r {
 			case '[', '{':
 				depth++
@@ -107,6 +107,43 @@ func (p *parse) check(data []byte) error {
 	return nil
 }
 
+// bare is a line without its comment and without the texts in quotes. A quote counts only where a value or a key can begin and
+// only if it is closed on the same line: what is not surely a text stays, which errs on the safe side.
+func bare(line string) string {
+	var b strings.Builder
+	before := byte('\n') // the last character that is no space
+	for i := 0; i < len(line); i++ {
+		c := line[i]
+		if c == '#' && (i == 0 || line[i-1] == ' ' || line[i-1] == '\t') {
+			break
+		}
+		if (c == '"' || c == '\'') && strings.IndexByte("\n[{,:-?", before) >= 0 {
+			i += closing(line[i:])
+		} else {
+			b.WriteByte(c)
+		}
+		if c != ' ' && c != '\t' {
+			before = c
+		}
+	}
+	return b.String()
+}
+
+// closing is the place of the quote that closes the text which s begins with; 0: there is none.
+func closing(s string) int {
+	for i := 1; i < len(s); i++ {
+		switch {
+		case s[i] == '\\' && s[0] == '"':
+			i++
+		case s[i] == s[0] && s[0] == '\'' && i+1 < len(s) && s[i+1] == '\'':
+			i++
+		case s[i] == s[0]:
+			return i
+		}
+	}
+	return 0
+}
+
 // syntax turns an error of the YAML library into ours: its own excerpt shows lines around the error, which may
 // hold a secret.
 func (p *parse) syntax(err error) error {
@@ -117,7 +154,7 @@ func (p *parse) syntax(err error) error {
 		if t := y.GetToken(); t != nil && t.Position != nil {
 			e.Line, e.Column = t.Position.Line, t.Position.Column
 			if p.secretAt(e.Line) {
-				e.Problem = "syntax error (the line holds a secret and is not shown)"
+				e.Problem = "syntax error (the line may hold a secret and is not shown)"
 			}
 		}
 	}
@@ -374,7 +411,13 @@ func (p *parse) bad(f field, n ast.Node, problem string) {
 	case n == nil:
 		value = "(nothing)"
 	default:
-		value = safe(strings.TrimSpace(n.String()), shownValue)
+		// A nested value may be another key's: a secret in the wrong place.
+		value = "(not a plain value)"
+		if plain, ok := scalar(n); ok && looksSecret(plain) {
+			value = hidden
+		} else if ok {
+			value = safe(strings.TrimSpace(n.String()), shownValue)
+		}
 	}
 	p.fail(at(n, &Error{Key: f.key, Value: value, Problem: problem, Allowed: f.allowed}))
 }
@@ -419,7 +462,8 @@ func text(n ast.Node) (string, bool) {
 
 func whole(n ast.Node) (int64, bool) {
 	i, ok := n.(*ast.IntegerNode)
-	if !ok {
+	// YAML has more ways to write a number than people know: 010 is 8, and 1_0 is 10.
+	if !ok || !regexp.MustCompile(`^-?(0|[1-9][0-9]*)$`).MatchString(i.GetToken().Value) {
 		return 0, false
 	}
 	switch v := i.Value.(type) {

@@ -1,8 +1,6 @@
 package daemon
 
 import (
-	"slices"
-
 	"github.com/picosnitch/picosnitch/internal/config"
 	"github.com/picosnitch/picosnitch/internal/recorder"
 )
@@ -15,7 +13,9 @@ func settings(c config.Config) recorder.Settings {
 		WriteLimit:   int64(c.WriteLimit),
 		LogAddresses: c.LogAddresses,
 		LogCommands:  c.LogCommands,
-		Ignore:       slices.Concat(c.LogIgnore.SHA256, c.LogIgnore.Domains),
-		IgnorePorts:  c.LogIgnore.Ports,
+
+		IgnoreHashes:  c.LogIgnore.SHA256,
+		IgnoreDomains: c.LogIgnore.Domains,
+		IgnorePorts:   c.LogIgnore.Ports,
 	}
 }

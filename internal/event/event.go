@@ -160,7 +160,8 @@ type Process struct {
 	Started int64     `json:"started"` // wall clock of the exec (or start), ns since 1970
 }
 
-// Exit says that a process ended and no later line will name it.
+// Exit says that an image ended, with its process or because another image replaced it: no later line will name this
+// image, unless it is introduced again.
 type Exit struct {
 	ID ProcessID `json:"id"`
 }

@@ -14,6 +14,9 @@ type errorLog struct {
 	f    *os.File
 }
 
+// maxErrorLog is the size at which error.log becomes error.log.1, in bytes. There is one of those.
+const maxErrorLog = 8 << 20
+
 // write appends a line; at is ns since 1970. The file is opened again after it was moved away.
 func (l *errorLog) write(at int64, text, hint string) error {
 	if hint != "" {
@@ -22,8 +25,14 @@ func (l *errorLog) write(at int64, text, hint string) error {
 	if l.f != nil {
 		ours, err := l.f.Stat()
 		now, err2 := os.Stat(l.path)
-		if err != nil || err2 != nil || !os.SameFile(ours, now) {
+		switch {
+		case err != nil || err2 != nil || !os.SameFile(ours, now):
 			l.close()
+		case ours.Size() >= maxErrorLog:
+			l.close()
+			if err := os.Rename(l.path, l.path+".1"); err != nil {
+				return err
+			}
 		}
 	}
 	if l.f == nil {
@@ -45,15 +54,31 @@ func (l *errorLog) close() {
 	}
 }
 
-// restrainer tells an increasing counter at most once in a while, and then all of it.
+// restrainer tells an increasing counter at most once in a while, and then all of it. Its keys are few: a word of the
+// recorder's, or such a word, a colon, and one of a bounded set of words.
 type restrainer struct {
 	every int64 // ns
 	told  map[string]int64
 	held  map[string]uint64
+	since map[string]int64 // begin of the while that said counts
+	said  map[string]int
 }
 
 func newRestrainer(every time.Duration) *restrainer {
-	return &restrainer{every: int64(every), told: make(map[string]int64), held: make(map[string]uint64)}
+	return &restrainer{every: int64(every), told: make(map[string]int64), held: make(map[string]uint64), since: make(map[string]int64), said: make(map[string]int)}
+}
+
+// allow reports whether one of several things may be told at an instant (ns): the first n of a while. The others are
+// counted under the same key.
+func (r *restrainer) allow(key string, at int64, n int) bool {
+	if began, ok := r.since[key]; !ok || at < began || at-began >= r.every {
+		r.since[key], r.said[key] = at, 0
+	}
+	if r.said[key]++; r.said[key] <= n {
+		return true
+	}
+	r.add(key, 1)
+	return false
 }
 
 // add adds to a counter.

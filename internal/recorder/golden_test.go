@@ -146,6 +146,14 @@ func streams() []struct {
 			}
 			s.add(event.Event{Notice: &event.Notice{Level: "error", Text: "cannot hash /x", Hint: "look"}})
 		}},
+		{"places", nil, func(s *script) {
+			shell(s)
+			// One program in two containers, and a script: its interpreter's row says which.
+			for n, cgroup := range []uint64{4242, 1<<64 - 1} {
+				s.add(event.Event{Process: &event.Process{ID: id(20 + n), Parent: id(10), Path: "/usr/bin/python3", Argv: []string{"python3", "/srv/app"}, Name: "app", Script: "/srv/app", File: file(3), Cgroup: cgroup, Source: event.SourceExec}})
+				s.tcp(20+n, "192.0.2.1:443", 1, uint64(n+1), 0)
+			}
+		}},
 		{"no-addresses", func(o *Settings) { o.LogAddresses = false; o.LogCommands = false }, func(s *script) {
 			shell(s)
 			s.tcp(10, "192.0.2.1:443", 1, 1, 10)
@@ -153,7 +161,7 @@ func streams() []struct {
 			s.tcp(10, "127.0.0.1:80", 1, 4, 40)
 		}},
 		{"ignore", func(o *Settings) {
-			o.Ignore = []string{"com.example", hash(0xc0)}
+			o.IgnoreDomains, o.IgnoreHashes = []string{"com.example"}, []string{hash(0xc0)}
 			o.IgnorePorts = []int{53, 22}
 		}, func(s *script) {
 			shell(s)
@@ -273,8 +281,9 @@ func dump(t testing.TB, dir string) string {
 		{"connections", mission},
 		{"records", base},
 		{"windows", `SELECT w.id, start, "end", unattributed_sent, unattributed_received, reason, count FROM windows w LEFT JOIN losses ON window = w.id ORDER BY w.id, reason`},
-		{"programs", `SELECT path, sha256, reason, name, length(cmdline), script FROM programs JOIN executables e ON e.id = executable ORDER BY 1, 4`},
-		{"streams", `SELECT stream, program, host, boot, hook_set, started, batch, flows FROM streams`},
+		{"programs", `SELECT path, sha256, reason, name, length(cmdline), (SELECT path FROM executables WHERE id = script), script_kind FROM programs JOIN executables e ON e.id = executable ORDER BY 1, 4`},
+		{"places", `SELECT boot, cgroup, places.name, e.path, sum(sent) FROM places JOIN records r ON r.place = places.id JOIN programs p ON p.id = r.program JOIN executables e ON e.id = p.executable GROUP BY 1, 2, 3, 4`},
+		{"streams", `SELECT s.stream, program, host, boot, hook_set, started, sink, batch, flows FROM streams s JOIN positions p ON p.stream = s.id`},
 	} {
 		fmt.Fprintf(&b, "== %s\n%s", q.name, rows(t, db, q.text))
 	}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,9 +21,10 @@ const killedEnv = "RECORDER_TEST_BE_KILLED"
 
 // beKilled is a recorder in a process of its own; its acknowledgements go to standard output.
 func beKilled(dir string) {
-	debug.SetMemoryLimit(MemoryLimit) // as the daemon does
+	debug.SetMemoryLimit(MemoryLimit) // as the hidden command does
 	s := Defaults()
 	s.WriteLimit = 1
+	s.TextLog = true
 	err := Run(context.Background(), os.Stdin, Options{Dir: dir, Settings: s, Hosts: os.DevNull, Ack: func(n uint64) error {
 		_, err := fmt.Println(n)
 		return err
@@ -34,8 +36,8 @@ func beKilled(dir string) {
 }
 
 // TestKilled kills the recorder at random moments and, like the sensor, starts another one that is sent again what was not
-// acknowledged. Nothing may be missing at the end, nothing twice; after every kill the database opens and holds
-// everything that was acknowledged.
+// acknowledged. Nothing may be missing at the end, nothing twice in the database, and in conn.log no more than what a kill
+// interrupted; after every kill the database opens and holds everything that was acknowledged.
 func TestKilled(t *testing.T) {
 	const (
 		rounds  = 40
@@ -105,7 +107,7 @@ func TestKilled(t *testing.T) {
 			// A kill at the very start leaves an empty file.
 			var batch uint64
 			if db := openDB(t, dir); rows(t, db, "SELECT count(*) > 0 FROM sqlite_schema") == "1\n" {
-				fmt.Sscan(rows(t, db, "SELECT coalesce(max(batch), 0) FROM streams"), &batch)
+				fmt.Sscan(rows(t, db, "SELECT coalesce(max(batch), 0) FROM positions"), &batch)
 			}
 			if batch < acked {
 				t.Fatalf("round %d: acknowledged %d, on disk %d", round, acked, batch)
@@ -126,6 +128,35 @@ func TestKilled(t *testing.T) {
 	if got := rows(t, db, "SELECT (SELECT sum(count) FROM losses), sum(unattributed_sent) FROM windows"); got != want {
 		t.Errorf("losses and unattributed bytes: got %s, want %s", got, want)
 	}
+	text, err := os.ReadFile(filepath.Join(dir, "conn.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conns, bytes, torn := make(map[string]int), make(map[string]uint64), 0 // by remote address
+	for line := range strings.Lines(string(text)) {
+		f := strings.Split(strings.TrimSuffix(line, "\n"), ",")
+		if len(f) != 16 {
+			torn++
+			continue
+		}
+		n, _ := strconv.Atoi(f[13])
+		sent, _ := strconv.ParseUint(f[14], 10, 64)
+		conns[f[6]] += n
+		bytes[f[6]] += sent
+	}
+	twice := 0
+	for i := range perPack {
+		a := peer(i).Addr().String()
+		if conns[a] < int(acked) || bytes[a] < acked*(acked+1)/2 {
+			t.Fatalf("conn.log has %d connections and %d bytes of %s, want %d and %d at least", conns[a], bytes[a], a, acked, acked*(acked+1)/2)
+		}
+		twice += conns[a] - int(acked)
+	}
+	// A window holds two batches at most, the one that a kill interrupts.
+	if twice > 2*kills*perPack || torn > kills {
+		t.Errorf("conn.log has %d connections twice and %d half lines after %d kills", twice, torn, kills)
+	}
+	t.Logf("conn.log: %d connections twice, %d half lines", twice, torn)
 	if entries, _ := filepath.Glob(filepath.Join(dir, "*corrupt*")); len(entries) > 0 {
 		t.Errorf("set aside: %v", entries)
 	}

@@ -2,22 +2,41 @@ package recorder
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
 )
 
+// lostOther is the reason that stands for all reasons beyond the first few.
+const lostOther = "other"
+
 // takeLosses adds what a ledger has more than the one before it to the open window, and to what is to be told.
 func (r *recorder) takeLosses(l *event.Ledger) {
-	for reason, n := range l.Lost {
-		reason = flow.Printable(reason)
-		before, known := r.totals[reason]
-		if n <= before || (!known && len(r.totals) >= maxReasons) {
+	totals := make(map[string]uint64, len(l.Lost))
+	fresh := 0
+	for _, key := range slices.Sorted(maps.Keys(l.Lost)) {
+		reason := flow.PrintableWord(key)
+		_, before := r.totals[reason]
+		_, now := totals[reason]
+		switch {
+		case before || now:
+		case len(r.totals)+fresh < maxReasons:
+			fresh++
+		default:
+			reason = lostOther
+		}
+		totals[reason] += l.Lost[key]
+	}
+	for reason, n := range totals {
+		before := r.totals[reason]
+		if n <= before {
 			continue
 		}
 		r.totals[reason] = n
 		r.losses[reason] += n - before
-		r.tell.add(reason, n-before)
+		r.tell.add("lost:"+reason, n-before)
 	}
 	if n := l.Unattributed.Sent; n > r.unattributed.Sent {
 		r.missing.Sent += n - r.unattributed.Sent
@@ -36,16 +55,23 @@ func (r *recorder) tellLosses(force bool) {
 	known := make(map[string]bool)
 	for _, l := range event.Losses() {
 		known[l.Key] = true
-		if n := r.tell.due(l.Key, r.at, force); n > 0 {
-			r.notice("error", fmt.Sprintf("lost (%s): %d %s", l.Key, n, l.Text), l.Hint)
+		if n := r.tell.due("lost:"+l.Key, r.at, force); n > 0 && !l.Quiet {
+			r.notice("error", fmt.Sprintf("lost: %s: %d (%s)", l.Text, n, l.Hint), "")
 		}
 	}
-	for reason := range r.totals {
+	for _, reason := range slices.Sorted(maps.Keys(r.totals)) {
 		if !known[reason] {
-			if n := r.tell.due(reason, r.at, force); n > 0 {
-				r.notice("error", fmt.Sprintf("lost (%s): %d, for a reason that this picosnitch does not know", reason, n), "a newer one does")
+			if n := r.tell.due("lost:"+reason, r.at, force); n > 0 {
+				r.notice("error", fmt.Sprintf("lost: for a reason that this picosnitch does not know, %q: %d (a newer one does)", reason, n), "")
 			}
 		}
+	}
+	if n := r.processes.Shortened(); n > r.now.Shortened {
+		r.tell.add("shortened", n-r.now.Shortened)
+		r.now.Shortened = n
+	}
+	if n := r.tell.due("shortened", r.at, force); n > 0 {
+		r.notice("error", fmt.Sprintf("command lines of which only the beginning was kept: %d", n), "all running programs together have more than the recorder keeps in memory")
 	}
 	if n := r.processes.Forgotten(); n > r.now.Forgotten {
 		r.tell.add("forgotten", n-r.now.Forgotten)
@@ -65,6 +91,12 @@ func (r *recorder) tellLosses(force bool) {
 }
 
 func (r *recorder) tellBadLines(force bool) {
+	if n := r.tell.due("batch", r.at, force); n > 0 {
+		r.notice("warning", fmt.Sprintf("batches that came out of order: %d, the last: %s", n, r.badBatch), "lines between them are missing; see the losses")
+	}
+	if n := r.tell.due("notice", r.at, force); n > 0 {
+		r.notice("warning", fmt.Sprintf("messages of the sensor that were left out because there were too many: %d", n), "")
+	}
 	if n := r.tell.due("line", r.at, force); n > 0 {
 		r.notice("error", fmt.Sprintf("%d lines of the stream could not be understood, the last: %s", n, flow.Printable(r.badLine.Error())), "report it with `picosnitch record`")
 	}

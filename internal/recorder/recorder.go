@@ -21,12 +21,16 @@ import (
 	"github.com/picosnitch/picosnitch/internal/recorder/store"
 )
 
+const second = int64(1e9) // in nanoseconds
+
 // HostsPath is the usual hosts file.
 const HostsPath = "/etc/hosts"
 
-// MemoryLimit is what the process that calls Run should give to debug.SetMemoryLimit, in bytes: without it, a burst of flows lets
-// the heap grow to twice of what is needed. It is the process's setting, so Run does not make it.
-const MemoryLimit = 10 << 20
+// MemoryLimit is what a process that does nothing but Run should give to debug.SetMemoryLimit, in bytes: without it, a burst of
+// flows lets the heap grow to twice of what is needed. It is more than a busy machine needs, so that the
+// collector does not work all the time, and no bound: a hostile machine may need more (see the bounds below). It
+// is the process's setting, so Run does not make it.
+const MemoryLimit = 24 << 20
 
 // Bounds of the recorder's memory.
 const (
@@ -34,6 +38,8 @@ const (
 	maxWaiting = 1 << 16 // records that a sink could not write
 	maxNames   = 1 << 14
 	maxDigests = 1 << 12 // news of one window
+	maxNews    = 1 << 20 // bytes of their texts
+	maxNotices = 1 << 6  // of the sensor, in ten seconds
 	maxReasons = 1 << 6  // of losses; event.Losses has a dozen
 	maxLive    = 1 << 10 // lines for one ledger
 )
@@ -62,6 +68,7 @@ type recorder struct {
 	names     *names.Cache
 	ignore    flow.Ignore
 	sqlite    *store.SQLite // nil: off
+	text      *store.Text   // nil: off
 	queues    []*store.Queue
 	feed      *feed.Feed // nil: none
 	live      *live      // nil: none
@@ -74,13 +81,18 @@ type recorder struct {
 	start, end int64 // of the open window, unix seconds
 	at         int64 // of the last line, ns since 1970
 	batch      uint64
-	flows      uint64        // flow lines of the open batch
-	committed  flow.Position // what was on disk when the stream was opened
-	closed     uint64        // last batch of a closed window
+	flows      uint64          // flow lines of the open batch
+	committed  flow.Position   // what every sink had when the stream was opened
+	edges      []flow.Position // what some sinks had besides, ascending
+	lossesFrom uint64          // the last batch whose losses were on disk
+	closed     uint64          // last batch of a closed window
 	acked      uint64
 	final      bool
 
+	deadline time.Time // of the last tries to write; zero: the end has not come
+
 	digests      []flow.Digested
+	news         int               // bytes of digests
 	totals       map[string]uint64 // of the last ledger
 	unattributed event.Bytes       // of the last ledger
 	losses       map[string]uint64 // of the open window
@@ -88,7 +100,8 @@ type recorder struct {
 	lastLedger   int64             // At; ns since 1970
 	lastEvents   uint64
 	badLine      error
-	dropped      []uint64 // told records, by queue
+	badBatch     string
+	dropped      []store.Dropped // told, by queue
 }
 
 // Run records the stream until it ends (EOF), which is no error. It always writes what it has taken in. ctx ends it earlier, if
@@ -106,7 +119,7 @@ func Run(ctx context.Context, stream io.Reader, o Options) error {
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
-	return errors.Join(err, r.close(context.WithoutCancel(ctx)))
+	return errors.Join(err, r.close())
 }
 
 func open(ctx context.Context, o Options) (*recorder, error) {
@@ -122,7 +135,7 @@ func open(ctx context.Context, o Options) (*recorder, error) {
 	if o.Settings.WriteLimit < 1 {
 		return nil, fmt.Errorf("\"DB write limit (seconds)\" is %d: use 1 or more", o.Settings.WriteLimit)
 	}
-	ignore, err := flow.NewIgnore(o.Settings.Ignore, o.Settings.IgnorePorts)
+	ignore, err := flow.NewIgnore(o.Settings.IgnoreHashes, o.Settings.IgnoreDomains, o.Settings.IgnorePorts)
 	if err != nil {
 		return nil, err
 	}
@@ -150,14 +163,14 @@ func open(ctx context.Context, o Options) (*recorder, error) {
 		r.queues = append(r.queues, store.NewQueue(r.sqlite, maxWaiting))
 	}
 	if o.Settings.TextLog {
-		t, err := store.OpenText(filepath.Join(o.Dir, "conn.log"), o.Zone)
+		r.text, err = store.OpenText(filepath.Join(o.Dir, "conn.log"), o.Zone)
 		if err != nil {
 			r.notice("error", err.Error(), "")
 			return nil, errors.Join(err, r.shut())
 		}
-		r.queues = append(r.queues, store.NewQueue(t, maxWaiting))
+		r.queues = append(r.queues, store.NewQueue(r.text, maxWaiting))
 	}
-	r.dropped = make([]uint64, len(r.queues))
+	r.dropped = make([]store.Dropped, len(r.queues))
 	if o.Live != nil {
 		r.live = newLive(o.Live, o.Zone, o.Settings.LogAddresses)
 	}
@@ -208,70 +221,27 @@ func (r *recorder) take(ev *event.Event, line []byte) {
 	case ev.Executable != nil:
 		e := ev.Executable
 		if r.processes.Executable(e) {
-			r.digests = append(r.digests, flow.Digested{File: e.File, Path: flow.Printable(e.Path), SHA256: flow.Printable(e.SHA256), Reason: flow.Printable(e.Reason)})
-			if len(r.digests) >= maxDigests {
+			d := flow.Digested{File: e.File, Path: flow.PrintablePath(e.Path), SHA256: flow.PrintableWord(e.SHA256), Reason: flow.PrintableReason(e.Reason)}
+			r.digests = append(r.digests, d)
+			if r.news += len(d.Path) + len(d.SHA256) + len(d.Reason); len(r.digests) >= maxDigests || r.news >= maxNews {
 				r.closeWindow()
 			}
 		}
 	case ev.Flow != nil:
 		r.takeFlow(ev.Flow)
 	case ev.Name != nil:
-		ev.Name.Name, ev.Name.Source = flow.Printable(ev.Name.Name), flow.Printable(ev.Name.Source)
+		ev.Name.Name, ev.Name.Source = flow.Printable(ev.Name.Name), flow.PrintableWord(ev.Name.Source)
 		r.names.Learn(ev.Name)
 	case ev.Notice != nil:
-		r.write(flow.Printable(ev.Notice.Text), flow.Printable(ev.Notice.Hint))
+		if r.tell.allow("notice", r.at, maxNotices) {
+			r.write(flow.Printable(ev.Notice.Text), flow.Printable(ev.Notice.Hint))
+		}
 	case ev.Ledger != nil:
 		r.takeLedger(ev.Ledger)
 	}
 	if r.feed != nil {
 		r.feed.Publish(line)
 	}
-}
-
-func (r *recorder) takeHello(h *event.Hello, line []byte) {
-	r.closeWindow()
-	r.flush(true)
-	again := h.Stream == r.hello.Stream && r.hello.Stream != ""
-	durable := flow.Position{Stream: h.Stream, Batch: r.batch - 1, Flows: r.flows}
-	r.hello = *h
-	for _, s := range [...]*string{&r.hello.Stream, &r.hello.Program, &r.hello.Host, &r.hello.Boot, &r.hello.HookSet, &r.hello.SelfTest} {
-		*s = flow.Printable(*s)
-	}
-	text := append([]byte(nil), line...)
-	text = append(text, '\n')
-	r.helloLine.Store(&text)
-	r.processes.Reset()
-	r.start, r.end = flow.Bounds(r.at+1, r.o.Settings.WriteLimit)
-	r.batch, r.flows, r.final = max(h.Batch, 1), 0, false
-	if again {
-		r.committed = durable
-	} else {
-		r.committed = flow.Position{}
-		clear(r.totals)
-		r.unattributed = event.Bytes{}
-		r.closed, r.acked = 0, 0
-		r.lastLedger, r.lastEvents = 0, 0
-		if r.sqlite != nil {
-			resume, err := r.sqlite.Resume(context.Background(), r.hello.Stream)
-			if err != nil {
-				r.notice("error", "read from snitch.db how far the stream was written: "+err.Error(), "some flows may be recorded twice")
-			} else {
-				r.committed, r.totals, r.unattributed = resume.Position, resume.Losses, resume.Unattributed
-			}
-		}
-	}
-	r.closed = max(r.closed, r.committed.Batch)
-	r.now.PID, r.now.Program, r.now.Stream, r.now.Started = h.PID, r.hello.Program, r.hello.Stream, h.Started
-	r.now.HookSet, r.now.Hooks, r.now.Bandwidth, r.now.SelfTest = r.hello.HookSet, h.Hooks, h.Bandwidth, r.hello.SelfTest
-	r.acknowledge()
-	r.publishStatus()
-}
-
-// repeated reports whether the flow line just read is on disk already: the sensor sends batches again that were not
-// acknowledged when a recorder died.
-func (r *recorder) repeated() bool {
-	c := r.committed
-	return r.batch <= c.Batch || (r.batch == c.Batch+1 && r.flows <= c.Flows)
 }
 
 func (r *recorder) takeFlow(f *event.Flow) {
@@ -292,10 +262,16 @@ func (r *recorder) takeFlow(f *event.Flow) {
 	if r.live != nil {
 		r.live.add(f, p, d)
 	}
-	if r.table.Full() {
+	crossed := r.crosses(flow.Position{Batch: r.batch - 1, Flows: r.flows})
+	// A machine that slept: what moves after it does not belong to the time before.
+	late := r.end != 0 && r.at > (r.end+r.o.Settings.WriteLimit)*second
+	if crossed || late || r.table.Full() {
 		r.flows-- // this one is not in it
 		r.closeWindow()
 		r.flows++
+	}
+	if late {
+		r.start, r.end = flow.Bounds(r.at, r.o.Settings.WriteLimit)
 	}
 	if r.ignore.Flow(f, d) {
 		r.now.IgnoredFlows++
@@ -309,17 +285,21 @@ func (r *recorder) takeFlow(f *event.Flow) {
 
 func (r *recorder) takeLedger(l *event.Ledger) {
 	if l.Batch != r.batch && l.Batch != 0 {
-		r.notice("warning", fmt.Sprintf("the stream's batch %d came where %d was expected", l.Batch, r.batch), "lines between them are missing; see the losses")
+		r.badBatch = fmt.Sprintf("%d came where %d was expected", l.Batch, r.batch)
+		r.tell.add("batch", 1)
 	}
-	if l.Batch > r.committed.Batch {
+	batch := max(l.Batch, r.batch)
+	if r.crosses(flow.Position{Batch: batch}) {
+		r.closeWindow()
+	}
+	if l.Batch > r.lossesFrom {
 		r.takeLosses(l)
 	}
-	r.batch, r.flows = max(l.Batch, r.batch)+1, 0
+	r.batch, r.flows = batch+1, 0
 	r.final = l.Final
 	if r.live != nil {
 		r.live.print(r.at)
 	}
-	const second = 1e9
 	if r.end == 0 {
 		r.start, r.end = flow.Bounds(r.at, r.o.Settings.WriteLimit)
 	}
@@ -328,12 +308,16 @@ func (r *recorder) takeLedger(l *event.Ledger) {
 		r.start, r.end = flow.Bounds(r.at+1, r.o.Settings.WriteLimit)
 		r.refreshNames()
 	}
-	r.flush(l.Final)
+	if l.Final {
+		r.finish() // close tells what could not be written
+	} else {
+		r.flush(false)
+	}
 	r.tellLosses(l.Final)
 	r.tellBadLines(l.Final)
 
 	if d := r.at - r.lastLedger; r.lastLedger != 0 && d > 0 && l.Events >= r.lastEvents {
-		r.now.EventsPerSecond = float64(l.Events-r.lastEvents) * second / float64(d)
+		r.now.EventsPerSecond = float64(l.Events-r.lastEvents) * float64(second) / float64(d)
 	}
 	r.lastLedger, r.lastEvents = r.at, l.Events
 	r.now.Batch, r.now.Events = l.Batch, l.Events
@@ -344,8 +328,8 @@ func (r *recorder) takeLedger(l *event.Ledger) {
 // closeWindow gives the open window to the sinks. Its bounds stay: what comes before the next ledger belongs to it too.
 func (r *recorder) closeWindow() {
 	at := flow.Position{Stream: r.hello.Stream, Batch: r.batch - 1, Flows: r.flows}
-	if c := r.committed; at.Batch < c.Batch || (at.Batch == c.Batch && at.Flows < c.Flows) {
-		at = c // in the middle of what is on disk already
+	if r.committed.After(at) {
+		at = r.committed // in the middle of what is on disk already
 	}
 	w := &flow.Window{
 		Hello:        r.hello,
@@ -359,10 +343,14 @@ func (r *recorder) closeWindow() {
 	if r.end == 0 {
 		w.Start, w.End = flow.Bounds(r.at, r.o.Settings.WriteLimit)
 	}
-	var dropped int
-	w.Records, w.Programs, dropped = r.table.Take(r.ignore.Program)
-	r.now.IgnoredFlows += uint64(dropped)
-	r.digests, r.losses, r.missing = nil, make(map[string]uint64), event.Bytes{}
+	// A part of a window, or the last one: it ends now. A clock that went back does not turn it around.
+	w.End = min(w.End, max((r.at+second-1)/second, w.Start+1))
+	var left flow.Left
+	w.Records, w.Programs, left = r.table.Take(r.ignore.Program)
+	r.now.IgnoredFlows += uint64(left.Records)
+	r.now.Ignored.Sent += left.Bytes.Sent
+	r.now.Ignored.Received += left.Bytes.Received
+	r.digests, r.news, r.losses, r.missing = nil, 0, make(map[string]uint64), event.Bytes{}
 	r.closed = max(r.closed, r.batch-1)
 	if !w.Empty() {
 		for _, q := range r.queues {
@@ -372,107 +360,8 @@ func (r *recorder) closeWindow() {
 	r.flush(false)
 }
 
-// flush writes what waits and acknowledges what is on disk.
-func (r *recorder) flush(force bool) bool {
-	ok := true
-	for i, q := range r.queues {
-		waiting := q.Waiting()
-		err := q.Flush(context.Background(), r.at/1e9, force)
-		if err != nil {
-			r.tell.add("write "+q.Name(), 1)
-			if n := r.tell.due("write "+q.Name(), r.at, false); n > 0 {
-				r.notice("error", fmt.Sprintf("%v (%d windows wait in memory)", err, q.Waiting()), "free disk space, or end what locks the file; it is tried again")
-			}
-		} else if waiting > 0 && q.Waiting() == 0 {
-			r.now.LastWrite = r.at
-		}
-		if d := q.Dropped(); d.Records > r.dropped[i] {
-			r.tell.add("drop "+q.Name(), d.Records-r.dropped[i])
-			r.dropped[i] = d.Records
-		}
-		if n := r.tell.due("drop "+q.Name(), r.at, force); n > 0 {
-			r.notice("error", fmt.Sprintf("%d records for %s were lost because it could not be written for too long", n, q.Name()), "free disk space, or end what locks the file")
-		}
-		ok = ok && q.Waiting() == 0
-	}
-	r.acknowledge()
-	return ok
-}
-
-// acknowledge tells the sensor how far everything is on disk.
-func (r *recorder) acknowledge() {
-	batch := r.closed
-	for _, q := range r.queues {
-		if q.Waiting() > 0 {
-			d := q.Durable()
-			if d.Stream != r.hello.Stream {
-				return
-			}
-			batch = min(batch, d.Batch)
-		}
-	}
-	if batch <= r.acked {
-		return
-	}
-	r.acked = batch
-	if r.o.Ack == nil {
-		return
-	}
-	if err := r.o.Ack(batch); err != nil {
-		r.log.Debug("acknowledge", "batch", batch, "error", err) // the sensor is gone: the stream ends next
-	}
-}
-
 func (r *recorder) refreshNames() {
 	if err := r.names.Refresh(); err != nil {
 		r.notice("warning", err.Error(), "")
 	}
-}
-
-// finalTries and finalPause bound how long the end of a recorder waits for a locked or full disk.
-const (
-	finalTries = 5
-	finalPause = time.Second
-)
-
-// close writes the last window and closes everything.
-func (r *recorder) close(ctx context.Context) error {
-	var err error
-	r.closeWindow()
-	for try := 1; !r.flush(true); try++ {
-		if try == finalTries {
-			for _, q := range r.queues {
-				if _, cause := q.Failures(); q.Waiting() > 0 {
-					err = errors.Join(err, fmt.Errorf("the last %d windows could not be written to %s: %w", q.Waiting(), q.Name(), cause))
-				}
-			}
-			r.notice("error", err.Error(), "free disk space, or end what locks the file")
-			break
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(finalPause):
-		}
-	}
-	r.tellLosses(true)
-	r.tellBadLines(true)
-	if !r.final && r.hello.Stream != "" {
-		r.notice("warning", "the stream ended without its last ledger: the sensor ended unexpectedly", "what moved after this moment is not recorded")
-	}
-	if r.live != nil {
-		r.live.print(r.at)
-	}
-	return errors.Join(err, r.shut())
-}
-
-func (r *recorder) shut() error {
-	var err error
-	if r.feed != nil {
-		err = r.feed.Close()
-	}
-	for _, q := range r.queues {
-		err = errors.Join(err, q.Close())
-	}
-	r.errors.close()
-	return err
 }

@@ -299,7 +299,7 @@ func TestAmount(t *testing.T) {
 }
 
 func TestSettings(t *testing.T) {
-	want := Settings{SQLLog: true, TextLog: true, WriteLimit: 7, LogAddresses: true, Ignore: []string{"com.\nexample"}, IgnorePorts: []int{1}}
+	want := Settings{SQLLog: true, TextLog: true, WriteLimit: 7, LogAddresses: true, IgnoreDomains: []string{"com.\nexample"}, IgnorePorts: []int{1}}
 	var b bytes.Buffer
 	if err := WriteSettings(&b, want); err != nil {
 		t.Fatal(err)
@@ -319,7 +319,8 @@ func TestSettings(t *testing.T) {
 	}
 	for _, bad := range []func(*Settings){
 		func(s *Settings) { s.WriteLimit = 0 },
-		func(s *Settings) { s.Ignore = []string{""} },
+		func(s *Settings) { s.IgnoreDomains = []string{""} },
+		func(s *Settings) { s.IgnoreHashes = []string{"com.example"} },
 		func(s *Settings) { s.IgnorePorts = []int{70000} },
 	} {
 		o := options(t)

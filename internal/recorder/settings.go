@@ -10,13 +10,15 @@ import (
 // Settings are the keys of the configuration that the recorder needs. The daemon makes them from config.json; they
 // travel as the first line of the recorder's standard stream and never through arguments or the environment.
 type Settings struct {
-	SQLLog       bool     `json:"sql_log"`                // "DB sql log"
-	TextLog      bool     `json:"text_log"`               // "DB text log"
-	WriteLimit   int64    `json:"write_limit"`            // "DB write limit (seconds)", at least 1
-	LogAddresses bool     `json:"log_addresses"`          // "Log addresses"
-	LogCommands  bool     `json:"log_commands"`           // "Log commands"
-	Ignore       []string `json:"ignore,omitempty"`       // "Log ignore": its texts, hashes and domains
-	IgnorePorts  []int    `json:"ignore_ports,omitempty"` // "Log ignore": its numbers
+	SQLLog       bool  `json:"sql_log"`       // "DB sql log"
+	TextLog      bool  `json:"text_log"`      // "DB text log"
+	WriteLimit   int64 `json:"write_limit"`   // "DB write limit (seconds)", at least 1
+	LogAddresses bool  `json:"log_addresses"` // "Log addresses"
+	LogCommands  bool  `json:"log_commands"`  // "Log commands"
+
+	IgnoreHashes  []string `json:"ignore_hashes,omitempty"`  // "Log ignore": its sha256 hashes
+	IgnoreDomains []string `json:"ignore_domains,omitempty"` // "Log ignore": its domains, in reverse notation
+	IgnorePorts   []int    `json:"ignore_ports,omitempty"`   // "Log ignore": its ports
 }
 
 // Defaults are the mission's.

@@ -41,11 +41,12 @@ type Status struct {
 	Processes     int         `json:"processes"`  // program images known
 	LastWrite     int64       `json:"last_write"` // wall clock of the ledger at which a window was written, ns since 1970; 0: none yet
 	DatabaseBytes int64       `json:"database_bytes"`
-	IgnoredFlows  uint64      `json:"ignored_flows"` // flow lines left out by "Log ignore", since the start of the recorder
-	Ignored       event.Bytes `json:"ignored"`       // their bytes (those left out by hash are counted as records)
+	IgnoredFlows  uint64      `json:"ignored_flows"` // flow lines (by hash: records) left out by "Log ignore", since the start of the recorder
+	Ignored       event.Bytes `json:"ignored"`       // their bytes
 	Repeated      uint64      `json:"repeated"`      // flow lines that the sensor sent again and that were on disk already
 	BadLines      uint64      `json:"bad_lines"`     // lines of the stream that could not be understood
 	UnknownFlows  uint64      `json:"unknown_flows"` // flow lines whose process the stream did not describe
+	Shortened     uint64      `json:"shortened"`     // command lines cut because all of them were too long together
 	Forgotten     uint64      `json:"forgotten"`     // process images dropped because there were too many at once
 
 	Sinks []SinkStatus `json:"sinks"`

@@ -20,27 +20,33 @@ const (
 // ErrNewer is returned for a database that a newer picosnitch wrote. It must be left untouched.
 var ErrNewer = errors.New("database of a newer picosnitch")
 
+// ErrOutdated is returned for a database that an earlier version of this picosnitch wrote.
+var ErrOutdated = errors.New("database of an earlier picosnitch")
+
 // Kind says whose a database is.
 type Kind int
 
 // Kinds of databases.
 const (
-	Ours    Kind = iota // of this version: use it
-	Empty               // nothing in it: create the tables
-	Older               // of the picosnitch before this one: version 1 to 3, flat table
-	Foreign             // of another program
+	Ours     Kind = iota // of this version: use it
+	Empty                // nothing in it: create the tables
+	Older                // of the picosnitch before this one: version 1 to 3, flat table
+	Outdated             // ours, of a version before this one (there is none yet)
+	Foreign              // of another program
 )
 
 //go:embed sqlite.sql
 var sqlite string
 
-// SQLite is the text that makes the tables in an empty SQLite database.
+// SQLite is the text that makes the tables in an empty SQLite database, in one transaction: a kill leaves all of it or
+// nothing. After an error, the transaction is still open.
 func SQLite() string {
-	return fmt.Sprintf("PRAGMA application_id = %d;\nPRAGMA user_version = %d;\n%s", ApplicationID, Version, sqlite)
+	// Where the pages of deleted rows go can only be said before there is a first page.
+	return fmt.Sprintf("PRAGMA auto_vacuum = INCREMENTAL;\nBEGIN IMMEDIATE;\nPRAGMA application_id = %d;\nPRAGMA user_version = %d;\n%sCOMMIT;\n", ApplicationID, Version, sqlite)
 }
 
 // Classify says whose database it is, from its header and the number of its tables. The error is
-// ErrNewer, wrapped in what to do.
+// ErrNewer or ErrOutdated, wrapped in what to do.
 func Classify(applicationID, userVersion int64, tables int) (Kind, error) {
 	switch {
 	case applicationID == ApplicationID && userVersion > Version:
@@ -49,6 +55,8 @@ func Classify(applicationID, userVersion int64, tables int) (Kind, error) {
 		return Ours, nil
 	case tables == 0:
 		return Empty, nil
+	case applicationID == ApplicationID && userVersion < Version:
+		return Outdated, fmt.Errorf("%w: its version is %d, this one writes %d: move the file away, and a new one is begun", ErrOutdated, userVersion, Version)
 	case applicationID == 0 && userVersion >= 1 && userVersion <= 3:
 		return Older, nil
 	default:

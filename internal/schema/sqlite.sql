@@ -2,7 +2,8 @@
 -- UTC, unless a column says otherwise. Bytes and counts are 63 bits wide.
 
 -- One row per file content as far as the kernel tells it, and path. sha256 may come later than the rows that
--- refer to it; reason says why there is none.
+-- refer to it; reason says why there is none. The same content may have several rows: it is found by path and
+-- sha256.
 CREATE TABLE executables (
   id         INTEGER PRIMARY KEY,
   path       TEXT    NOT NULL, -- as the process saw it; '[kernel]' for kernel threads; '' if not known
@@ -16,24 +17,34 @@ CREATE TABLE executables (
 ) STRICT;
 CREATE INDEX executables_file ON executables (inode, path);
 
--- What ran, and by whom it was started: equal programs with equal ancestors share one row. The ancestors of program 7,
+-- What ran, and by whom it was started: equal programs with equal ancestors share one row, wherever they ran. The ancestors of program 7,
 -- nearest first:
 --   WITH RECURSIVE up (id, depth) AS (
 --     SELECT 7, 0 UNION ALL SELECT parent, depth + 1 FROM up JOIN programs USING (id) WHERE parent IS NOT NULL)
 --   SELECT depth, path, name, cmdline FROM up JOIN programs USING (id) JOIN executables e ON e.id = executable
 --   ORDER BY depth;
 CREATE TABLE programs (
-  id         INTEGER PRIMARY KEY,
-  key        INTEGER NOT NULL, -- hash of the columns below: finds a row without an index on long texts
-  executable INTEGER NOT NULL REFERENCES executables,
-  name       TEXT    NOT NULL, -- task_struct.comm at exec
-  cmdline    TEXT    NOT NULL, -- '' with "Log commands": false
-  script     TEXT    NOT NULL, -- the #! file, if the kernel ran its interpreter
-  cgroup     INTEGER NOT NULL, -- cgroup v2 id, 0 if not known
-  parent     INTEGER REFERENCES programs -- NULL: not known, or the ninth ancestor
+  id          INTEGER PRIMARY KEY,
+  key         INTEGER NOT NULL, -- hash of the columns below: finds a row without an index on long texts
+  executable  INTEGER NOT NULL REFERENCES executables,
+  name        TEXT    NOT NULL, -- task_struct.comm at exec
+  cmdline     TEXT    NOT NULL, -- '' with "Log commands": false
+  script      INTEGER REFERENCES executables, -- what the executable ran as its interpreter; NULL: nothing
+  script_kind TEXT    NOT NULL, -- how script is known: 'file' for a #! file that the kernel told; '' without a script
+  parent      INTEGER REFERENCES programs -- NULL: not known, or the ninth ancestor
 ) STRICT;
 CREATE INDEX programs_key ON programs (key);
 CREATE INDEX programs_executable ON programs (executable);
+
+-- Where something ran: a container, a service, a login. Kept with the records and not with the programs, so that a
+-- container that starts again does not bring new rows for all the ancestors of what it runs.
+CREATE TABLE places (
+  id     INTEGER PRIMARY KEY,
+  boot   TEXT    NOT NULL, -- cgroup ids are given again after it
+  cgroup INTEGER NOT NULL, -- cgroup v2 id
+  name   TEXT    NOT NULL, -- '' if not known
+  UNIQUE (boot, cgroup, name)
+) STRICT;
 
 CREATE TABLE addresses (
   id INTEGER PRIMARY KEY,
@@ -58,8 +69,7 @@ CREATE TABLE kinds (
   UNIQUE (family, protocol, direction, layer, peer)
 ) STRICT;
 
--- One row per run of the sensor. batch and flows are what is on disk of it, changed in the same transaction as the
--- rows: what a sensor sends again after a crash is recognised and dropped.
+-- One row per run of the sensor.
 CREATE TABLE streams (
   id       INTEGER PRIMARY KEY,
   stream   TEXT    NOT NULL UNIQUE, -- random
@@ -67,12 +77,21 @@ CREATE TABLE streams (
   host     TEXT    NOT NULL,
   boot     TEXT    NOT NULL,
   hook_set TEXT    NOT NULL,
-  started  INTEGER NOT NULL,        -- nanoseconds since 1970
-  batch    INTEGER NOT NULL,        -- last batch of which everything is on disk
-  flows    INTEGER NOT NULL         -- flow lines of the batch after it that are on disk, too
+  started  INTEGER NOT NULL         -- nanoseconds since 1970
 ) STRICT;
 
--- One row per write. A window with very many records is written in parts, with the same start and end.
+-- How far a sink has a stream, changed in the same transaction as the sink's rows: what a sensor sends again after a
+-- crash is recognised and dropped. The database is a sink itself (sink is 'sqlite').
+CREATE TABLE positions (
+  stream INTEGER NOT NULL REFERENCES streams,
+  sink   TEXT    NOT NULL,
+  batch  INTEGER NOT NULL, -- last batch of which everything is there
+  flows  INTEGER NOT NULL, -- flow lines of the batch after it that are there, too
+  PRIMARY KEY (stream, sink)
+) STRICT, WITHOUT ROWID;
+
+-- One row per write. A window is written in parts, with the same start, when it has very many records or the sensor ends: "end"
+-- is never later than the write.
 CREATE TABLE windows (
   id                    INTEGER PRIMARY KEY,
   stream                INTEGER NOT NULL REFERENCES streams,
@@ -96,6 +115,7 @@ CREATE TABLE records (
   window      INTEGER NOT NULL REFERENCES windows,
   n           INTEGER NOT NULL, -- 1, 2, … within the window
   program     INTEGER NOT NULL REFERENCES programs,
+  place       INTEGER REFERENCES places, -- of the process at the time of its exec; NULL: not known
   uid         INTEGER NOT NULL, -- at the time of the traffic
   kind        INTEGER NOT NULL REFERENCES kinds,
   local       INTEGER REFERENCES addresses, -- NULL: not known, or "Log addresses": false

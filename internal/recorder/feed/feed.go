@@ -20,11 +20,12 @@ import (
 const Name = "events.sock"
 
 // Bounds of one reader, and of all. A reader that is behind by more than maxBehind bytes, or that takes none
-// for patience, is dropped.
+// for patience, is dropped. At the end all have farewell to take what was written.
 const (
-	maxReaders = 64
+	maxReaders = 16
 	maxBehind  = 1 << 20
 	patience   = 10 * time.Second
+	farewell   = 500 * time.Millisecond
 )
 
 // Feed serves readers. Its methods are safe for concurrent use.
@@ -151,9 +152,14 @@ func (f *Feed) serve(r *reader) {
 		r.mu.Lock()
 		out, r.buf = r.buf, out[:0]
 		done := r.done
+		wait := patience
+		if done {
+			wait = farewell
+		}
+		// Under mu: Close shortens it, and must not be overtaken.
+		r.c.SetWriteDeadline(time.Now().Add(wait))
 		r.mu.Unlock()
 		if len(out) > 0 {
-			r.c.SetWriteDeadline(time.Now().Add(patience))
 			if _, err := r.c.Write(out); err != nil {
 				if errors.Is(err, os.ErrDeadlineExceeded) {
 					f.dropped.Add(1)
@@ -202,7 +208,7 @@ func (f *Feed) Publish(line []byte) {
 	}
 }
 
-// Close ends the feed: readers get what is written already, for a second at most, and the socket is removed.
+// Close ends the feed: readers get what is written already, for half a second at most, and the socket is removed.
 func (f *Feed) Close() error {
 	err := f.l.Close()
 	f.mu.Lock()
@@ -210,8 +216,8 @@ func (f *Feed) Close() error {
 	for r := range f.readers {
 		r.mu.Lock()
 		r.done = true
+		r.c.SetWriteDeadline(time.Now().Add(farewell))
 		r.mu.Unlock()
-		r.c.SetWriteDeadline(time.Now().Add(time.Second))
 		r.poke()
 	}
 	f.mu.Unlock()

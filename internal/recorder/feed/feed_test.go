@@ -164,3 +164,18 @@ func TestStaleSocketAndBadDirectory(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestHungAtTheEnd: a reader that takes nothing does not delay the end.
+func TestHungAtTheEnd(t *testing.T) {
+	f, path := listen(t)
+	dial(t, path) // never reads
+	until(t, "the reader does not come", func() bool { return f.Readers() == 1 })
+	for range 900 {
+		f.Publish(bytes.Repeat([]byte("x"), 1000))
+	}
+	began := time.Now()
+	f.Close()
+	if d := time.Since(began); d > 4*farewell {
+		t.Errorf("the end took %v", d)
+	}
+}

@@ -35,7 +35,7 @@ func TestBounds(t *testing.T) {
 func TestTableSums(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		table := NewTable(rapid.IntRange(1, 50).Draw(t, "limit"), true)
-		programs := []*Program{{Name: "a"}, {Name: "b"}}
+		programs := []*Program{{Name: "a", Executable: &Executable{}}, {Name: "b", Executable: &Executable{}}}
 		want, got := map[string]uint64{}, map[string]uint64{}
 		text := func(p *Program, f string, l, r netip.AddrPort, d Domain, uid uint32) string {
 			return fmt.Sprint(p.Name, f, l.Port(), r, d, uid)
@@ -76,14 +76,14 @@ func TestTableSums(t *testing.T) {
 
 func TestTakeDrops(t *testing.T) {
 	table := NewTable(10, true)
-	a, b, c := &Program{Name: "a"}, &Program{Name: "b"}, &Program{Name: "c"}
+	a, b, c := &Program{Name: "a", Executable: &Executable{}}, &Program{Name: "b", Executable: &Executable{}}, &Program{Name: "c", Executable: &Executable{}}
 	table.Add(&event.Flow{Sent: 1}, a, Domain{})
 	table.Add(&event.Flow{Sent: 1}, b, Domain{})
 	table.Know(c)
 	table.Know(a)
 	records, programs, dropped := table.Take(func(p *Program) bool { return p == b })
-	if len(records) != 1 || records[0].Program != a || dropped != 1 || len(programs) != 2 {
-		t.Errorf("records %v, programs %v, dropped %d", records, programs, dropped)
+	if len(records) != 1 || records[0].Program != a || dropped != (Left{1, event.Bytes{Sent: 1}}) || len(programs) != 2 {
+		t.Errorf("records %v, programs %v, dropped %v", records, programs, dropped)
 	}
 	if records, programs, _ := table.Take(nil); len(records)+len(programs) > 0 {
 		t.Error("something was left")
@@ -92,7 +92,7 @@ func TestTakeDrops(t *testing.T) {
 
 func TestAddAllocates(t *testing.T) {
 	table := NewTable(1000, true)
-	p := &Program{}
+	p := &Program{Executable: &Executable{}}
 	f := event.Flow{Family: "inet", Protocol: "tcp", Remote: netip.MustParseAddrPort("192.0.2.1:1"), Sent: 1}
 	table.Add(&f, p, Domain{})
 	if n := testing.AllocsPerRun(100, func() { table.Add(&f, p, Domain{}) }); n != 0 {
@@ -139,7 +139,7 @@ func TestPrintable(t *testing.T) {
 
 func TestIgnore(t *testing.T) {
 	hash := strings.Repeat("aB", 32)
-	ig, err := NewIgnore([]string{"Com.Example", hash}, []int{53, 0})
+	ig, err := NewIgnore([]string{hash}, []string{"Com.Example"}, []int{53, 0})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,20 +15,23 @@ type Ignore struct {
 	ports   map[int]struct{}
 }
 
-// NewIgnore makes the list. A text of 64 hexadecimal digits is a sha256 and matches exactly; any other text is
-// the beginning of a domain in reverse notation (com.example matches com.example.www). Ports match the remote
-// port, for an inbound flow also the local one, exactly.
-func NewIgnore(texts []string, ports []int) (Ignore, error) {
+// NewIgnore makes the list. A hash (sha256, hexadecimal) matches exactly; a domain, in reverse notation, is the beginning of one
+// (com.example matches com.example.www). Ports match the remote port, for an inbound flow also the
+// local one, exactly.
+func NewIgnore(hashes, domains []string, ports []int) (Ignore, error) {
 	ig := Ignore{hashes: make(map[string]struct{}), ports: make(map[int]struct{})}
-	for _, t := range texts {
-		switch t = strings.ToLower(t); {
-		case t == "":
-			return Ignore{}, errors.New(`"Log ignore": an empty text would match every domain: remove it`)
-		case isHash(t):
-			ig.hashes[t] = struct{}{}
-		default:
-			ig.domains = append(ig.domains, t)
+	for _, h := range hashes {
+		h = strings.ToLower(h)
+		if len(h) != 64 || strings.Trim(h, "0123456789abcdef") != "" {
+			return Ignore{}, fmt.Errorf(`"Log ignore": %q is no sha256: use 64 hexadecimal digits`, h)
 		}
+		ig.hashes[h] = struct{}{}
+	}
+	for _, d := range domains {
+		if d == "" {
+			return Ignore{}, errors.New(`"Log ignore": an empty text would match every domain: remove it`)
+		}
+		ig.domains = append(ig.domains, strings.ToLower(d))
 	}
 	for _, p := range ports {
 		if p < -1 || p > 65535 {
@@ -37,10 +40,6 @@ func NewIgnore(texts []string, ports []int) (Ignore, error) {
 		ig.ports[p] = struct{}{}
 	}
 	return ig, nil
-}
-
-func isHash(s string) bool {
-	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
 }
 
 // Flow reports whether a flow is left out for its port or domain. Both are known when the flow comes.

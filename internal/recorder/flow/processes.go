@@ -8,6 +8,15 @@ import (
 const (
 	maxProcesses = 1 << 17
 	maxDigests   = 1 << 13
+
+	// Bytes of the texts of all images. A process that would be forgotten costs its name, so command lines are
+	// shortened first: above shortBytes only the first maxShort bytes of a new one are kept.
+	shortBytes  = 8 << 20
+	maxBytes    = 24 << 20
+	maxShort    = 128
+	digestBytes = 4 << 20 // of the keys and texts of digests
+
+	maxLineage = 1 << 10 // ancestors that are looked at to keep a hostile stream from making a ring of parents
 )
 
 // Processes knows the program of every process that may still be named by the stream. It is not safe for concurrent use.
@@ -15,11 +24,16 @@ type Processes struct {
 	commands  bool
 	tasks     map[task][]*image
 	count     int
+	bytes     int // of the texts of all images
 	forgotten uint64
+	shortened uint64
 	digests   map[fileKey]*Digest
+	held      int // bytes of digests, at most
 	sweepAt   int
+	sweepHeld int
 	unknown   *Program
 	kernel    *Executable
+	script    *Digest
 }
 
 // task is a process through all its execs.
@@ -34,6 +48,7 @@ type image struct {
 	program  *Program
 	parent   *image
 	children int
+	size     int // bytes of its texts
 	ended    bool
 }
 
@@ -45,7 +60,7 @@ type fileKey struct {
 
 // NewProcesses returns an empty table. Without commands, arguments are dropped.
 func NewProcesses(commands bool) *Processes {
-	p := &Processes{commands: commands, kernel: &Executable{Path: KernelPath, Digest: &Digest{Reason: "a kernel thread has no file"}}}
+	p := &Processes{commands: commands, kernel: &Executable{Path: KernelPath, Digest: &Digest{Reason: "a kernel thread has no file"}}, script: &Digest{Reason: ReasonScript}}
 	p.Reset()
 	p.unknown = &Program{Executable: &Executable{Digest: &Digest{Reason: "the program is not known"}}}
 	return p
@@ -55,12 +70,15 @@ func NewProcesses(commands bool) *Processes {
 func (p *Processes) Reset() {
 	p.tasks = make(map[task][]*image)
 	p.digests = make(map[fileKey]*Digest)
-	p.sweepAt = maxDigests
-	p.count = 0
+	p.sweepAt, p.sweepHeld = maxDigests, digestBytes
+	p.count, p.bytes, p.held = 0, 0, 0
 }
 
 // Forgotten counts processes that were dropped because there were too many: their later flows are those of an unknown program.
 func (p *Processes) Forgotten() uint64 { return p.forgotten }
+
+// Shortened counts command lines of which only the beginning was kept because all of them were too long together.
+func (p *Processes) Shortened() uint64 { return p.shortened }
 
 // Len is the number of program images known.
 func (p *Processes) Len() int { return p.count }
@@ -71,11 +89,20 @@ func (p *Processes) Start(e *event.Process) {
 		return
 	}
 	if old := p.find(e.ID); old != nil {
-		// Told again (a better source, or a repetition): later flows have the new facts.
-		old.program = p.program(e, old.parent)
+		// Told again (a better source, a repetition, or after its Exit): it lives, and later flows have the new facts.
+		old.ended = false
+		if parent := p.find(e.Parent); parent != nil && parent != old.parent && !old.above(parent) {
+			parent.children++
+			if before := old.parent; before != nil {
+				before.children--
+				p.release(before)
+			}
+			old.parent = parent
+		}
+		p.describe(old, e)
 		return
 	}
-	if p.count >= maxProcesses {
+	if p.count >= maxProcesses || p.bytes >= maxBytes {
 		p.evict()
 	}
 	t := task{e.ID.PID, e.ID.Start}
@@ -92,21 +119,46 @@ func (p *Processes) Start(e *event.Process) {
 	if parent != nil {
 		parent.children++
 	}
-	im.program = p.program(e, parent)
+	p.describe(im, e)
 	p.tasks[t] = append(p.tasks[t], im)
 	p.count++
 }
 
+// above reports whether im is an ancestor of other, or may be.
+func (im *image) above(other *image) bool {
+	for n := 0; other != nil; other, n = other.parent, n+1 {
+		if other == im || n == maxLineage {
+			return true
+		}
+	}
+	return false
+}
+
+// describe gives an image its program.
+func (p *Processes) describe(im *image, e *event.Process) {
+	p.bytes -= im.size
+	im.program = p.program(e, im.parent)
+	im.size = im.program.size()
+	p.bytes += im.size
+}
+
 func (p *Processes) program(e *event.Process, parent *image) *Program {
-	g := &Program{Name: Printable(e.Name), Script: Printable(e.Script), Cgroup: e.Cgroup}
+	g := &Program{Name: Printable(e.Name), Cgroup: e.Cgroup}
+	if e.Script != "" {
+		g.Script, g.ScriptKind = &Executable{Path: PrintablePath(e.Script), Digest: p.script}, ScriptFile
+	}
 	if e.Kernel {
 		g.Executable = p.kernel
 	} else {
-		path := Printable(e.Path)
+		path := PrintablePath(e.Path)
 		g.Executable = &Executable{Path: path, File: e.File, Digest: p.digest(e.File, path)}
 	}
 	if p.commands {
 		g.Cmdline = Printable(Cmdline(e.Argv, e.ArgvCut))
+		if p.bytes >= shortBytes && len(g.Cmdline) > maxShort {
+			g.Cmdline = clip(g.Cmdline, maxShort)
+			p.shortened++
+		}
 	}
 	if parent != nil {
 		g.Parent = parent.program.descend()
@@ -119,9 +171,10 @@ func (p *Processes) program(e *event.Process, parent *image) *Program {
 	return g
 }
 
-// End forgets a process, all its images, once no child needs it to know its ancestors.
+// End forgets an image, once no child needs it to know its ancestors. Other images of the process stay: the kernel's word for an
+// image that another one replaced is an end, too.
 func (p *Processes) End(id event.ProcessID) {
-	for _, im := range append([]*image(nil), p.tasks[task{id.PID, id.Start}]...) {
+	if im := p.find(id); im != nil {
 		im.ended = true
 		p.release(im)
 	}
@@ -135,6 +188,7 @@ func (p *Processes) release(im *image) {
 			if other == im {
 				rest = append(rest[:i], rest[i+1:]...)
 				p.count--
+				p.bytes -= im.size
 				break
 			}
 		}
@@ -152,17 +206,29 @@ func (p *Processes) release(im *image) {
 	}
 }
 
-// evict drops some processes, ended ones first. It is reached only when exits are not told.
+// evict drops a 64th of the processes, ended ones first: one at a time would cost a walk each. It is reached only when exits
+// are not told.
 func (p *Processes) evict() {
 	for _, ended := range [...]bool{true, false} {
 		for t, images := range p.tasks {
-			if p.count < maxProcesses {
+			if p.count <= maxProcesses-maxProcesses/64 && p.bytes <= maxBytes-maxBytes/64 {
 				return
 			}
-			if images[0].ended == ended || !ended {
-				p.count -= len(images)
-				p.forgotten += uint64(len(images))
-				delete(p.tasks, t)
+			if images[0].ended != ended && ended {
+				continue
+			}
+			delete(p.tasks, t)
+			p.forgotten += uint64(len(images))
+			p.count -= len(images)
+			for _, im := range images {
+				p.bytes -= im.size
+			}
+			for _, im := range images {
+				parent := im.parent
+				if im.parent = nil; parent != nil {
+					parent.children--
+					p.release(parent)
+				}
 			}
 		}
 	}
@@ -199,11 +265,12 @@ func (p *Processes) digest(file event.FileID, path string) *Digest {
 	}
 	d := p.digests[k]
 	if d == nil {
-		if len(p.digests) >= p.sweepAt {
+		if len(p.digests) >= p.sweepAt || p.held >= p.sweepHeld {
 			p.sweep()
 		}
 		d = new(Digest)
 		p.digests[k] = d
+		p.held += digestOverhead + len(k.path)
 	}
 	return d
 }
@@ -218,27 +285,34 @@ func (p *Processes) sweep() {
 			}
 		}
 	}
+	p.held = 0
 	for k, d := range p.digests {
 		if !used[d] {
 			delete(p.digests, k)
+			continue
 		}
+		p.held += digestOverhead + len(k.path) + len(d.SHA256) + len(d.Reason)
 	}
-	p.sweepAt = max(maxDigests, 2*len(p.digests))
+	p.sweepAt, p.sweepHeld = max(maxDigests, 2*len(p.digests)), max(digestBytes, 2*p.held)
 }
+
+// digestOverhead is about what a digest costs besides its texts, in bytes.
+const digestOverhead = 128
 
 // Executable takes in a digest and reports whether it is news. A hash never changes into none.
 func (p *Processes) Executable(e *event.Executable) bool {
-	d := p.digest(e.File, Printable(e.Path))
-	sum, reason := Printable(e.SHA256), Printable(e.Reason)
+	d := p.digest(e.File, PrintablePath(e.Path))
+	sum, reason := PrintableWord(e.SHA256), PrintableReason(e.Reason)
 	if d == p.unknown.digestOf() || (sum == "" && d.SHA256 != "") || (sum == d.SHA256 && reason == d.Reason) {
 		return false
 	}
 	if d.SHA256 != "" && d.SHA256 != sum {
 		// The same identity, other bytes: what is recorded keeps the old hash, programs from now on have the new one.
 		d = &Digest{}
-		p.digests[key(e.File, Printable(e.Path))] = d
-		p.rebase(key(e.File, Printable(e.Path)), d)
+		p.digests[key(e.File, PrintablePath(e.Path))] = d
+		p.rebase(key(e.File, PrintablePath(e.Path)), d)
 	}
+	p.held += len(sum) + len(reason) - len(d.SHA256) - len(d.Reason)
 	d.SHA256, d.Reason = sum, reason
 	return true
 }

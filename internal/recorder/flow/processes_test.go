@@ -2,6 +2,7 @@ package flow
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/picosnitch/picosnitch/internal/event"
@@ -117,7 +118,7 @@ func TestBounded(t *testing.T) {
 	}
 }
 
-// TestExecImages: the images of one process are apart, and all end with it.
+// TestExecImages: the images of one process are apart, and the end of one is not the end of another.
 func TestExecImages(t *testing.T) {
 	p := NewProcesses(true)
 	second := event.ProcessID{PID: 1, Start: 1, Exec: 2}
@@ -128,8 +129,61 @@ func TestExecImages(t *testing.T) {
 	if a.Executable.Path != "/a" || b.Executable.Path != "/b" {
 		t.Errorf("%s, %s", a.Executable.Path, b.Executable.Path)
 	}
+	p.End(pid(1))
+	if _, ok := p.Program(second); !ok || p.Len() != 1 {
+		t.Error("the image that runs was forgotten with the one that it replaced")
+	}
 	p.End(second)
-	if _, ok := p.Program(pid(1)); ok || p.Len() != 0 {
-		t.Error("an image outlived its process")
+	if _, ok := p.Program(second); ok || p.Len() != 0 || p.bytes != 0 {
+		t.Errorf("%d images with %d bytes are kept", p.Len(), p.bytes)
+	}
+}
+
+// TestToldAgain: what is introduced again after its end lives again, and a better source's parent is taken.
+func TestToldAgain(t *testing.T) {
+	p := NewProcesses(true)
+	p.Start(&event.Process{ID: pid(1), Path: "/parent"})
+	p.Start(&event.Process{ID: pid(2), Path: "/a"})
+	p.Start(&event.Process{ID: pid(3), Parent: pid(2), Path: "/child"})
+	p.End(pid(2)) // kept for its child
+	p.Start(&event.Process{ID: pid(2), Parent: pid(1), Path: "/b"})
+	p.End(pid(3))
+	g, ok := p.Program(pid(2))
+	if !ok || g.Executable.Path != "/b" {
+		t.Fatal("a process that was introduced again ended with its child")
+	}
+	if g.Parent == nil || g.Parent.Executable.Path != "/parent" {
+		t.Errorf("parent %+v, want /parent", g.Parent)
+	}
+	// A ring of parents is no way to stay for ever.
+	p.Start(&event.Process{ID: pid(1), Parent: pid(2), Path: "/parent"})
+	p.End(pid(1))
+	p.End(pid(2))
+	if p.Len() != 0 || p.bytes != 0 {
+		t.Errorf("%d images with %d bytes are kept", p.Len(), p.bytes)
+	}
+}
+
+// TestLongTexts: command lines are shortened before processes are forgotten, and both are counted.
+func TestLongTexts(t *testing.T) {
+	p := NewProcesses(true)
+	long := []string{strings.Repeat("x", 4096)}
+	for n := range 30_000 {
+		p.Start(&event.Process{ID: pid(n + 1), Path: "/a", Argv: long})
+	}
+	if p.Forgotten() != 0 || p.Shortened() < 20_000 || p.Len() != 30_000 {
+		t.Errorf("%d forgotten, %d shortened, %d known; want 0, most, all", p.Forgotten(), p.Shortened(), p.Len())
+	}
+	for n := range 2000 {
+		p.Start(&event.Process{ID: pid(n + 100_000), Path: strings.Repeat("p", maxPath)})
+	}
+	sum := 0
+	for _, images := range p.tasks {
+		for _, im := range images {
+			sum += im.program.size()
+		}
+	}
+	if p.bytes > maxBytes+maxPath+programOverhead || p.bytes != sum || p.Forgotten() == 0 || p.Len()+int(p.Forgotten()) != 32_000 {
+		t.Errorf("%d bytes (%d really), %d forgotten, %d known", p.bytes, sum, p.Forgotten(), p.Len())
 	}
 }

@@ -14,8 +14,19 @@ const MaxAncestors = 8
 // KernelPath is the path shown for kernel threads, which have no file.
 const KernelPath = "[kernel]"
 
-// maxText bounds one text of a stream, in bytes. The sensor cuts long before; a recorded stream may hold anything.
-const maxText = 8 << 10
+// Bounds of one text of a stream, in bytes. The sensor cuts long before; a recorded stream may hold anything.
+const (
+	maxText   = 8 << 10
+	maxPath   = 32 << 10 // PATH_MAX characters, escaped
+	maxReason = 1 << 10
+	maxWord   = 128 // of the words that describe a flow, and of hashes
+)
+
+// ReasonScript is why the digest of a script is not known: the kernel's word is only its path.
+const ReasonScript = "a script's hash is not taken"
+
+// ScriptFile is the ScriptKind of a script that the kernel started for its #! line.
+const ScriptFile = "file"
 
 // Digest is the hash of a file, shared by every Executable of that file, so that a hash that comes late
 // completes them all. It is owned by the goroutine that owns the Table.
@@ -37,10 +48,50 @@ type Program struct {
 	Executable *Executable
 	Name       string
 	Cmdline    string
-	Script     string
-	Cgroup     uint64
-	Parent     *Program // nil: not known, or beyond MaxAncestors
-	depth      int      // number of ancestors
+	Script     *Executable // nil: none
+	ScriptKind string      // "" without a script, or ScriptFile
+	Cgroup     uint64      // cgroup v2 id, 0 if not known
+	Parent     *Program    // nil: not known, or beyond MaxAncestors
+	depth      int         // number of ancestors
+}
+
+// programOverhead is about what a program costs besides its texts, in bytes.
+const programOverhead = 256
+
+// size is about what the program costs, without its ancestors, in bytes.
+func (p *Program) size() int {
+	n := programOverhead + len(p.Executable.Path) + len(p.Name) + len(p.Cmdline)
+	if p.Script != nil {
+		n += len(p.Script.Path)
+	}
+	return n
+}
+
+// Sizes counts the memory of the programs that it was given, each once.
+type Sizes map[*Program]int // how often it was given
+
+// Add takes in a program with its ancestors and returns the bytes that it adds.
+func (s Sizes) Add(p *Program) (bytes int) {
+	for ; p != nil; p = p.Parent {
+		s[p]++
+		if s[p] > 1 {
+			return bytes // and so are its ancestors
+		}
+		bytes += p.size()
+	}
+	return bytes
+}
+
+// Remove takes back one Add and returns the bytes that it frees.
+func (s Sizes) Remove(p *Program) (bytes int) {
+	for ; p != nil; p = p.Parent {
+		if s[p]--; s[p] > 0 {
+			return bytes
+		}
+		delete(s, p)
+		bytes += p.size()
+	}
+	return bytes
 }
 
 // descend returns p as a parent: with at most MaxAncestors-1 ancestors of its own. A chain of dead parents would
@@ -75,13 +126,13 @@ func Cmdline(argv []string, cut bool) string {
 		}
 		quote(&b, a)
 		if b.Len() > maxText {
-			return clip(b.String())
+			return clip(b.String(), maxText)
 		}
 	}
 	if cut {
 		b.WriteString(" …")
 	}
-	return clip(b.String())
+	return clip(b.String(), maxText)
 }
 
 func quote(b *strings.Builder, a string) {
@@ -104,11 +155,11 @@ func special(r rune) bool {
 }
 
 // clip bounds s, and says that it did.
-func clip(s string) string {
-	if len(s) <= maxText {
+func clip(s string, limit int) string {
+	if len(s) <= limit {
 		return s
 	}
-	n := maxText
+	n := limit
 	for n > 0 && !utf8.RuneStart(s[n]) {
 		n--
 	}
@@ -118,13 +169,25 @@ func clip(s string) string {
 // Printable makes a text of the stream safe to print. The sensor has passed it through event.Text already, so
 // it is returned as it is; but a stream can also be a file that a stranger wrote. The backslash is left alone:
 // it is event.Text's.
-func Printable(s string) string {
+func Printable(s string) string { return bounded(s, maxText) }
+
+// PrintablePath is Printable for a path, which may be longer.
+func PrintablePath(s string) string { return bounded(s, maxPath) }
+
+// PrintableReason is Printable for the reason why something is not known.
+func PrintableReason(s string) string { return bounded(s, maxReason) }
+
+// PrintableWord is Printable for one of a few short words.
+func PrintableWord(s string) string { return bounded(s, maxWord) }
+
+func bounded(s string, limit int) string {
+	s = clip(s, limit)
 	for i := 0; i < len(s); i++ {
 		if s[i] < 0x20 || s[i] >= 0x7f {
-			return clip(printable(s))
+			return clip(printable(s), limit)
 		}
 	}
-	return clip(s)
+	return s
 }
 
 func printable(s string) string {

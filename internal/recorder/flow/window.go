@@ -4,6 +4,7 @@
 package flow
 
 import (
+	"cmp"
 	"hash/maphash"
 	"math"
 	"net/netip"
@@ -72,6 +73,14 @@ func (w *Window) Empty() bool {
 	return len(w.Records) == 0 && len(w.Programs) == 0 && len(w.Digests) == 0 && len(w.Losses) == 0 && w.Unattributed == event.Bytes{}
 }
 
+// Compare is -1, 0 or 1 when p is before, at or after q in the same stream.
+func (p Position) Compare(q Position) int {
+	return cmp.Or(cmp.Compare(p.Batch, q.Batch), cmp.Compare(p.Flows, q.Flows))
+}
+
+// After reports whether p is after q in the same stream.
+func (p Position) After(q Position) bool { return p.Compare(q) > 0 }
+
 // Bounds returns the window of the given length (seconds) that an instant (ns since 1970) belongs to: the start is
 // exclusive, the end inclusive.
 func Bounds(at int64, seconds int64) (start, end int64) {
@@ -89,6 +98,8 @@ func Bounds(at int64, seconds int64) (start, end int64) {
 type Table struct {
 	addresses bool
 	limit     int
+	sizes     Sizes // of the programs of records and programs
+	bytes     int   // of sizes
 	seed      maphash.Seed
 	records   []Record
 	index     []uint32 // open addressing; position+1 in records
@@ -98,7 +109,10 @@ type Table struct {
 }
 
 // maxWords bounds the shared words of a Table: hostile streams may invent families.
-const maxWords = 1 << 12
+const maxWords = 1 << 10
+
+// maxTexts bounds the bytes of the texts that only the open window may keep alive: programs that have ended since.
+const maxTexts = 8 << 20
 
 // NewTable returns a table for at most limit records. Without addresses, addresses and domains are dropped, ports are kept.
 func NewTable(limit int, addresses bool) *Table {
@@ -110,6 +124,7 @@ func NewTable(limit int, addresses bool) *Table {
 		addresses: addresses,
 		limit:     limit,
 		seed:      maphash.MakeSeed(),
+		sizes:     make(Sizes),
 		index:     make([]uint32, size),
 		kinds:     make(map[Kind]*Kind),
 		domains:   make(map[Domain]*Domain),
@@ -121,7 +136,9 @@ func NewTable(limit int, addresses bool) *Table {
 func (t *Table) Len() int { return len(t.records) }
 
 // Full reports whether the next flow may find no place: Take first.
-func (t *Table) Full() bool { return len(t.records) >= t.limit || len(t.programs) >= t.limit }
+func (t *Table) Full() bool {
+	return len(t.records) >= t.limit || len(t.programs) >= t.limit || t.bytes >= maxTexts
+}
 
 // Add adds a flow of a program to a domain.
 func (t *Table) Add(f *event.Flow, p *Program, d Domain) {
@@ -139,7 +156,12 @@ func (t *Table) Add(f *event.Flow, p *Program, d Domain) {
 }
 
 // Know keeps a program whose flow is not logged.
-func (t *Table) Know(p *Program) { t.programs[p] = struct{}{} }
+func (t *Table) Know(p *Program) {
+	if _, ok := t.programs[p]; !ok {
+		t.programs[p] = struct{}{}
+		t.bytes += t.sizes.Add(p)
+	}
+}
 
 // sum adds, and stays at the greatest number that a database can hold instead of starting again at zero.
 func sum(a, b uint64) uint64 {
@@ -155,6 +177,7 @@ func (t *Table) record(k Key) *Record {
 		n := t.index[i]
 		if n == 0 {
 			t.records = append(t.records, Record{Key: k})
+			t.bytes += t.sizes.Add(k.Program)
 			t.index[i] = uint32(len(t.records))
 			return &t.records[len(t.records)-1]
 		}
@@ -166,15 +189,23 @@ func (t *Table) record(k Key) *Record {
 
 func (t *Table) kind(f *event.Flow) *Kind {
 	k := Kind{f.Family, f.Protocol, f.Direction, f.Layer, f.Peer}
+	if max(len(k.Family), len(k.Protocol), len(k.Direction), len(k.Layer), len(k.Peer)) > maxWord {
+		k = k.printable()
+	}
 	if p := t.kinds[k]; p != nil {
 		return p
 	}
 	if len(t.kinds) >= maxWords {
 		clear(t.kinds)
 	}
-	p := &Kind{Printable(k.Family), Printable(k.Protocol), Printable(k.Direction), Printable(k.Layer), Printable(k.Peer)}
+	p := new(Kind)
+	*p = k.printable()
 	t.kinds[k] = p
 	return p
+}
+
+func (k Kind) printable() Kind {
+	return Kind{PrintableWord(k.Family), PrintableWord(k.Protocol), PrintableWord(k.Direction), PrintableWord(k.Layer), PrintableWord(k.Peer)}
 }
 
 func (t *Table) domain(d Domain) *Domain {
@@ -190,10 +221,15 @@ func (t *Table) domain(d Domain) *Domain {
 	return p
 }
 
+// Left is what Take left out.
+type Left struct {
+	Records int
+	Bytes   event.Bytes
+}
+
 // Take returns the records, without those that drop names (it is asked now, when hashes had time to come), and
-// the programs known besides; dropped is the number of records that it left out. The table is empty
-// afterwards; the slices are the caller's.
-func (t *Table) Take(drop func(*Program) bool) (records []Record, programs []*Program, dropped int) {
+// the programs known besides. The table is empty afterwards; the slices are the caller's.
+func (t *Table) Take(drop func(*Program) bool) (records []Record, programs []*Program, left Left) {
 	records = t.records
 	t.records = nil
 	if len(records) < t.limit/8 {
@@ -204,13 +240,14 @@ func (t *Table) Take(drop func(*Program) bool) (records []Record, programs []*Pr
 	} else {
 		clear(t.index)
 	}
-	logged := make(map[*Program]bool)
 	if drop != nil {
 		kept := records[:0]
 		for _, r := range records {
 			if drop(r.Program) {
-				t.Know(r.Program)
-				dropped++
+				t.programs[r.Program] = struct{}{}
+				left.Records++
+				left.Bytes.Sent += r.Sent
+				left.Bytes.Received += r.Received
 				continue
 			}
 			kept = append(kept, r)
@@ -219,6 +256,7 @@ func (t *Table) Take(drop func(*Program) bool) (records []Record, programs []*Pr
 		records = kept
 	}
 	if len(t.programs) > 0 {
+		logged := make(map[*Program]bool)
 		for _, r := range records {
 			logged[r.Program] = true
 		}
@@ -230,7 +268,9 @@ func (t *Table) Take(drop func(*Program) bool) (records []Record, programs []*Pr
 		clear(t.programs)
 	}
 	clear(t.domains)
-	return records, programs, dropped
+	clear(t.sizes)
+	t.bytes = 0
+	return records, programs, left
 }
 
 // unindex empties the run of places that a key hashes into.

@@ -61,6 +61,9 @@ func (c *Cache) Refresh() error {
 	if err != nil {
 		return c.once(fmt.Errorf("read names from %s: %w", c.path, err))
 	}
+	if len(text) == maxHostsBytes {
+		text = text[:bytes.LastIndexByte(text, '\n')+1] // half an address would be another one
+	}
 	c.seen, c.told = now, false
 	c.hosts = parseHosts(text)
 	return nil

@@ -16,6 +16,7 @@ import (
 const (
 	maxPrograms = 1 << 12
 	maxIDs      = 1 << 13
+	maxKeys     = 4 << 20 // bytes of the texts in the keys of programs, and of executables
 )
 
 // ids remembers numbers of rows that exist. It is emptied when a transaction fails, because then they may not.
@@ -23,6 +24,9 @@ type ids struct {
 	seen        map[*flow.Program]int64 // within one window
 	programs    map[programKey]int64
 	executables map[executableKey]executableRow
+	inPrograms  int // bytes of texts in programs
+	inFiles     int // … in executables
+	places      map[placeKey]int64
 	addresses   map[netip.Addr]int64
 	domains     map[flow.Domain]int64
 	kinds       map[flow.Kind]int64
@@ -31,9 +35,13 @@ type ids struct {
 }
 
 type programKey struct {
-	executable, parent    int64
-	name, cmdline, script string
-	cgroup                uint64
+	executable, parent, script int64
+	name, cmdline, scriptKind  string
+}
+
+type placeKey struct {
+	boot   string
+	cgroup uint64
 }
 
 type executableKey struct {
@@ -52,6 +60,7 @@ func (s *SQLite) forget() {
 		seen:        make(map[*flow.Program]int64),
 		programs:    make(map[programKey]int64),
 		executables: make(map[executableKey]executableRow),
+		places:      make(map[placeKey]int64),
 		addresses:   make(map[netip.Addr]int64),
 		domains:     make(map[flow.Domain]int64),
 		kinds:       make(map[flow.Kind]int64),
@@ -100,8 +109,14 @@ func (s *SQLite) program(ctx context.Context, p *flow.Program) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	var parent any
-	k := programKey{executable: executable, name: p.Name, cmdline: p.Cmdline, script: p.Script, cgroup: p.Cgroup}
+	var parent, script any
+	k := programKey{executable: executable, name: p.Name, cmdline: p.Cmdline, scriptKind: p.ScriptKind}
+	if p.Script != nil {
+		if k.script, err = s.executable(ctx, p.Script); err != nil {
+			return 0, err
+		}
+		script = k.script
+	}
 	if p.Parent != nil {
 		if k.parent, err = s.program(ctx, p.Parent); err != nil {
 			return 0, err
@@ -110,9 +125,13 @@ func (s *SQLite) program(ctx context.Context, p *flow.Program) (int64, error) {
 	}
 	id, ok := s.ids.programs[k]
 	if !ok {
-		id, err = intern(ctx, s.st.findProgram, s.st.addProgram, k.hash(), executable, p.Name, p.Cmdline, p.Script, int64(p.Cgroup), parent)
+		id, err = intern(ctx, s.st.findProgram, s.st.addProgram, k.hash(), executable, p.Name, p.Cmdline, script, p.ScriptKind, parent)
 		if err != nil {
 			return 0, err
+		}
+		if s.ids.inPrograms += len(k.name) + len(k.cmdline); s.ids.inPrograms > maxKeys || len(s.ids.programs) >= maxPrograms {
+			clear(s.ids.programs)
+			s.ids.inPrograms = len(k.name) + len(k.cmdline)
 		}
 		keep(s.ids.programs, maxPrograms, k, id)
 	}
@@ -128,11 +147,11 @@ func (k *programKey) hash() int64 {
 	b = append(b, 0)
 	b = strconv.AppendInt(b, k.parent, 10)
 	b = append(b, 0)
-	b = strconv.AppendUint(b, k.cgroup, 10)
+	b = strconv.AppendInt(b, k.script, 10)
 	b = append(b, 0)
 	b = append(b, k.name...)
 	b = append(b, 0)
-	b = append(b, k.script...)
+	b = append(b, k.scriptKind...)
 	b = append(b, 0)
 	b = append(b, k.cmdline...)
 	h.Write(b)
@@ -147,11 +166,12 @@ func (s *SQLite) executable(ctx context.Context, e *flow.Executable) (int64, err
 	}
 	var err error
 	if ok && row.digest.SHA256 == "" {
-		row.id, err = s.setDigest(ctx, row.id, e.Path, e.File, *e.Digest)
+		_, err = s.st.setExecutable.ExecContext(ctx, e.Digest.SHA256, e.Digest.Reason, row.id)
 	} else {
-		// A file whose identity is not known may be another one since the last run: its row is not shared with it.
+		// A file whose identity is not known may be another one since the last run: its row is not shared with it. Of a
+		// script only the path is told, and no hash.
 		var after int64
-		if e.File.IsZero() && e.Path != "" && e.Path != flow.KernelPath {
+		if e.File.IsZero() && e.Path != "" && e.Path != flow.KernelPath && e.Digest.Reason != flow.ReasonScript {
 			after = s.before
 		}
 		args := append(fileArgs(e.File, e.Path), e.Digest.SHA256, e.Digest.Reason)
@@ -164,6 +184,10 @@ func (s *SQLite) executable(ctx context.Context, e *flow.Executable) (int64, err
 		return 0, err
 	}
 	row.digest = *e.Digest
+	if s.ids.inFiles += len(k.path); s.ids.inFiles > maxKeys || len(s.ids.executables) >= maxPrograms {
+		clear(s.ids.executables)
+		s.ids.inFiles = len(k.path)
+	}
 	keep(s.ids.executables, maxPrograms, k, row)
 	return row.id, nil
 }
@@ -173,34 +197,6 @@ func fileArgs(f event.FileID, path string) []any {
 	return []any{int64(f.Inode), path, int64(f.Device), int64(f.Generation), f.Ctime, f.Size}
 }
 
-// setDigest completes a row. Where a complete row of the same file exists, the programs go over to that one.
-func (s *SQLite) setDigest(ctx context.Context, id int64, path string, f event.FileID, d flow.Digest) (int64, error) {
-	var twin int64
-	err := s.st.twin.QueryRowContext(ctx, append(fileArgs(f, path), d.SHA256, d.Reason, id)...).Scan(&twin)
-	if errors.Is(err, sql.ErrNoRows) || (err == nil && f.IsZero()) {
-		_, err = s.st.setExecutable.ExecContext(ctx, d.SHA256, d.Reason, id)
-		return id, err
-	}
-	if err != nil {
-		return 0, err
-	}
-	if _, err := s.st.repoint.ExecContext(ctx, twin, id); err != nil {
-		return 0, err
-	}
-	if _, err := s.st.dropExecutable.ExecContext(ctx, id); err != nil {
-		return 0, err
-	}
-	// The numbers changed: programs of the old row are found under neither key.
-	clear(s.ids.seen)
-	clear(s.ids.programs)
-	for k, row := range s.ids.executables {
-		if row.id == id {
-			delete(s.ids.executables, k)
-		}
-	}
-	return twin, nil
-}
-
 // complete brings a late hash to the rows that wait for it: those of the file under any path; for a file whose
 // identity is not known, those of the path that this writer made.
 func (s *SQLite) complete(ctx context.Context, d *flow.Digested) error {
@@ -208,30 +204,44 @@ func (s *SQLite) complete(ctx context.Context, d *flow.Digested) error {
 	if err != nil {
 		return err
 	}
-	type row struct {
-		id   int64
-		path string
-	}
-	var todo []row
+	var todo []int64
 	for rows.Next() {
-		var r row
-		if err := rows.Scan(&r.id, &r.path); err != nil {
+		var id int64
+		var path, reason string
+		if err := rows.Scan(&id, &path, &reason); err != nil {
 			rows.Close()
 			return err
 		}
-		if !d.File.IsZero() || (r.path == d.Path && r.id > s.before) {
-			todo = append(todo, r)
+		if !d.File.IsZero() || (path == d.Path && id > s.before && reason != flow.ReasonScript) {
+			todo = append(todo, id)
 		}
 	}
 	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		return err
 	}
-	for _, r := range todo {
-		if _, err := s.setDigest(ctx, r.id, r.path, d.File, flow.Digest{SHA256: d.SHA256, Reason: d.Reason}); err != nil {
+	for _, id := range todo {
+		if _, err := s.st.setExecutable.ExecContext(ctx, d.SHA256, d.Reason, id); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// place returns the row of a cgroup of a boot.
+func (s *SQLite) place(ctx context.Context, boot string, cgroup uint64) (any, error) {
+	if cgroup == 0 {
+		return nil, nil
+	}
+	k := placeKey{boot, cgroup}
+	if id, ok := s.ids.places[k]; ok {
+		return id, nil
+	}
+	id, err := intern(ctx, s.st.findPlace, s.st.addPlace, boot, int64(cgroup), "")
+	if err != nil {
+		return nil, err
+	}
+	keep(s.ids.places, maxPrograms, k, id)
+	return id, nil
 }
 
 func (s *SQLite) address(ctx context.Context, a netip.Addr) (any, error) {

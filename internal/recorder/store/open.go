@@ -181,8 +181,7 @@ func (s *SQLite) connect(ctx context.Context) (err error) {
 		return err
 	}
 	if tables == 0 {
-		// One transaction: a kill leaves either nothing or all of it.
-		if err = s.exec(ctx, "BEGIN IMMEDIATE;\n"+schema.SQLite()+"COMMIT;"); err != nil {
+		if err = s.exec(ctx, schema.SQLite()); err != nil {
 			s.exec(ctx, "ROLLBACK")
 			return err
 		}

@@ -33,11 +33,11 @@ type SQLite struct {
 }
 
 type statements struct {
-	findStream, addStream, setStream               *sql.Stmt
+	findStream, addStream, setPosition             *sql.Stmt
 	addWindow, addLoss                             *sql.Stmt
 	findExecutable, addExecutable, setExecutable   *sql.Stmt
-	pending, twin, repoint, dropExecutable         *sql.Stmt
-	findProgram, addProgram                        *sql.Stmt
+	pending, findProgram, addProgram               *sql.Stmt
+	findPlace, addPlace                            *sql.Stmt
 	findAddress, addAddress, findDomain, addDomain *sql.Stmt
 	findKind, addKind, addRecord, addRecords       *sql.Stmt
 }
@@ -105,14 +105,17 @@ func (s *SQLite) exec(ctx context.Context, q string) error {
 	return err
 }
 
-// Resume returns what is on disk of a stream.
+// sinkName is the database's own in positions.
+const sinkName = "sqlite"
+
+// Resume implements Sink.
 func (s *SQLite) Resume(ctx context.Context, stream string) (Resume, error) {
 	r := Resume{Position: flow.Position{Stream: stream}, Losses: make(map[string]uint64)}
 	if s.conn == nil {
 		return r, nil
 	}
 	var id int64
-	err := s.conn.QueryRowContext(ctx, "SELECT id, batch, flows FROM streams WHERE stream = ?", stream).Scan(&id, &r.Position.Batch, &r.Position.Flows)
+	err := s.conn.QueryRowContext(ctx, "SELECT id, coalesce(batch, 0), coalesce(flows, 0) FROM streams LEFT JOIN positions p ON p.stream = id AND sink = ? WHERE streams.stream = ?", sinkName, stream).Scan(&id, &r.Position.Batch, &r.Position.Flows)
 	if errors.Is(err, sql.ErrNoRows) {
 		return r, nil
 	}
@@ -144,7 +147,7 @@ func (s *SQLite) Write(ctx context.Context, w *flow.Window) error {
 	if s.conn != nil {
 		if now, err := os.Stat(s.path); err != nil || !os.SameFile(now, s.file) {
 			s.disconnect()
-			s.tell(s.Name()+" was moved or deleted while picosnitch used it: a new one was begun", "stop picosnitch before you move its database")
+			s.tell(s.Name()+" was moved or deleted while picosnitch used it: a new one was begun; rows written in the moment before may be in neither", "stop picosnitch before you move its database")
 		}
 	}
 	if s.conn == nil {
@@ -179,11 +182,6 @@ func (s *SQLite) write(ctx context.Context, w *flow.Window) (err error) {
 	if err != nil {
 		return err
 	}
-	for i := range w.Digests {
-		if err := s.complete(ctx, &w.Digests[i]); err != nil {
-			return err
-		}
-	}
 	for _, p := range w.Programs {
 		if _, err := s.program(ctx, p); err != nil {
 			return err
@@ -199,11 +197,17 @@ func (s *SQLite) write(ctx context.Context, w *flow.Window) (err error) {
 				return err
 			}
 		}
-		if err := s.records(ctx, window, w.Records); err != nil {
+		if err := s.records(ctx, window, w); err != nil {
 			return err
 		}
 	}
-	if _, err := s.st.setStream.ExecContext(ctx, clamp(w.Position.Batch), clamp(w.Position.Flows), stream); err != nil {
+	// After the rows of the same window: they wait for it, too.
+	for i := range w.Digests {
+		if err := s.complete(ctx, &w.Digests[i]); err != nil {
+			return err
+		}
+	}
+	if _, err := s.st.setPosition.ExecContext(ctx, stream, sinkName, clamp(w.Position.Batch), clamp(w.Position.Flows)); err != nil {
 		return err
 	}
 	return s.exec(ctx, "COMMIT")
@@ -211,15 +215,19 @@ func (s *SQLite) write(ctx context.Context, w *flow.Window) (err error) {
 
 // Rows of one INSERT: the parsing and stepping of the statement is paid once for all of them.
 const (
-	recordColumns = 14
+	recordColumns = 15
 	recordRows    = 32
 )
 
-func (s *SQLite) records(ctx context.Context, window int64, records []flow.Record) error {
+func (s *SQLite) records(ctx context.Context, window int64, w *flow.Window) error {
 	s.args = s.args[:0]
-	for i := range records {
-		r := &records[i]
+	for i := range w.Records {
+		r := &w.Records[i]
 		program, err := s.program(ctx, r.Program)
+		if err != nil {
+			return err
+		}
+		place, err := s.place(ctx, w.Hello.Boot, r.Program.Cgroup)
 		if err != nil {
 			return err
 		}
@@ -239,7 +247,7 @@ func (s *SQLite) records(ctx context.Context, window int64, records []flow.Recor
 		if err != nil {
 			return err
 		}
-		s.args = append(s.args, window, int64(i+1), program, int64(r.UID), kind,
+		s.args = append(s.args, window, int64(i+1), program, place, int64(r.UID), kind,
 			local, int64(r.Local.Port()), remote, int64(r.Remote.Port()), domain,
 			int64(r.NetNS), clamp(r.Conns), clamp(r.Sent), clamp(r.Received))
 		if len(s.args) == recordColumns*recordRows {
@@ -275,19 +283,18 @@ func (s *SQLite) statements(ctx context.Context) error {
 		text string
 	}{
 		{&s.st.findStream, `SELECT id FROM streams WHERE stream = ?`},
-		{&s.st.addStream, `INSERT INTO streams (stream, program, host, boot, hook_set, started, batch, flows) VALUES (?,?,?,?,?,?,0,0)`},
-		{&s.st.setStream, `UPDATE streams SET batch = ?, flows = ? WHERE id = ?`},
+		{&s.st.addStream, `INSERT INTO streams (stream, program, host, boot, hook_set, started) VALUES (?,?,?,?,?,?)`},
+		{&s.st.setPosition, `INSERT INTO positions (stream, sink, batch, flows) VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET batch = excluded.batch, flows = excluded.flows`},
 		{&s.st.addWindow, `INSERT INTO windows (stream, start, "end", unattributed_sent, unattributed_received) VALUES (?,?,?,?,?)`},
 		{&s.st.addLoss, `INSERT INTO losses (window, reason, count) VALUES (?,?,?)`},
 		{&s.st.findExecutable, `SELECT id FROM executables WHERE inode = ?1 AND path = ?2 AND device = ?3 AND generation = ?4 AND ctime = ?5 AND size = ?6 AND sha256 = ?7 AND reason = ?8 AND id > ?9 LIMIT 1`},
 		{&s.st.addExecutable, `INSERT INTO executables (inode, path, device, generation, ctime, size, sha256, reason) VALUES (?,?,?,?,?,?,?,?)`},
-		{&s.st.setExecutable, `UPDATE executables SET sha256 = ?, reason = ? WHERE id = ?`},
-		{&s.st.pending, `SELECT id, path FROM executables WHERE inode = ? AND device = ? AND generation = ? AND ctime = ? AND size = ? AND sha256 = ''`},
-		{&s.st.twin, `SELECT id FROM executables WHERE inode = ? AND path = ? AND device = ? AND generation = ? AND ctime = ? AND size = ? AND sha256 = ? AND reason = ? AND id <> ? LIMIT 1`},
-		{&s.st.repoint, `UPDATE programs SET executable = ? WHERE executable = ?`},
-		{&s.st.dropExecutable, `DELETE FROM executables WHERE id = ?`},
-		{&s.st.findProgram, `SELECT id FROM programs WHERE key = ? AND executable = ? AND name = ? AND cmdline = ? AND script = ? AND cgroup = ? AND parent IS ? LIMIT 1`},
-		{&s.st.addProgram, `INSERT INTO programs (key, executable, name, cmdline, script, cgroup, parent) VALUES (?,?,?,?,?,?,?)`},
+		{&s.st.setExecutable, `UPDATE executables SET sha256 = ?, reason = ? WHERE id = ? AND sha256 = ''`},
+		{&s.st.pending, `SELECT id, path, reason FROM executables WHERE inode = ? AND device = ? AND generation = ? AND ctime = ? AND size = ? AND sha256 = ''`},
+		{&s.st.findProgram, `SELECT id FROM programs WHERE key = ? AND +executable = ? AND name = ? AND cmdline = ? AND script IS ? AND script_kind = ? AND parent IS ? LIMIT 1`},
+		{&s.st.addProgram, `INSERT INTO programs (key, executable, name, cmdline, script, script_kind, parent) VALUES (?,?,?,?,?,?,?)`},
+		{&s.st.findPlace, `SELECT id FROM places WHERE boot = ? AND cgroup = ? AND name = ?`},
+		{&s.st.addPlace, `INSERT INTO places (boot, cgroup, name) VALUES (?,?,?)`},
 		{&s.st.findAddress, `SELECT id FROM addresses WHERE ip = ?`},
 		{&s.st.addAddress, `INSERT INTO addresses (ip) VALUES (?)`},
 		{&s.st.findDomain, `SELECT id FROM domains WHERE name = ? AND source = ?`},

@@ -34,8 +34,11 @@ const LossSink = "sink"
 type Queue struct {
 	sink    Sink
 	limit   int
+	from    flow.Position // what the sink has of the stream that is read
 	waiting []*flow.Window
-	held    int // records in waiting
+	held    int        // records in waiting
+	bytes   int        // of the texts in waiting
+	sizes   flow.Sizes // of its programs
 	nextTry int64
 	wait    int64
 
@@ -49,13 +52,16 @@ type Queue struct {
 // Dropped is what a queue could not keep.
 type Dropped struct {
 	Windows  uint64 `json:"windows"`
+	Digests  uint64 `json:"digests"` // late hashes
 	Records  uint64 `json:"records"`
 	Sent     uint64 `json:"sent"`     // bytes
 	Received uint64 `json:"received"` // bytes
 }
 
 // NewQueue returns a queue that keeps at most limit records.
-func NewQueue(s Sink, limit int) *Queue { return &Queue{sink: s, limit: limit} }
+func NewQueue(s Sink, limit int) *Queue {
+	return &Queue{sink: s, limit: limit, sizes: make(flow.Sizes)}
+}
 
 // Name is the sink's.
 func (q *Queue) Name() string { return q.sink.Name() }
@@ -72,11 +78,29 @@ func (q *Queue) Dropped() Dropped { return q.dropped }
 // Waiting is the number of windows that are not written yet.
 func (q *Queue) Waiting() int { return len(q.waiting) }
 
-// Offer takes a window. When too much waits, the oldest windows are dropped and counted.
+// Resume says what the sink has already of the stream whose windows come next.
+func (q *Queue) Resume(p flow.Position) {
+	q.from = p
+	if len(q.waiting) == 0 {
+		q.durable = p
+	}
+}
+
+// Offer takes a window. Records that the sink has already (see Resume) are not written again. When too much
+// waits, the oldest windows are dropped and counted.
 func (q *Queue) Offer(w *flow.Window) {
+	if w.Position.Stream == q.from.Stream && !w.Position.After(q.from) {
+		// Hashes and losses are of now all the same.
+		c := *w
+		c.Records, c.Programs, c.Position = nil, nil, q.from
+		w = &c
+	}
+	if w.Empty() {
+		return
+	}
 	q.waiting = append(q.waiting, w)
-	q.held += len(w.Records)
-	for len(q.waiting) > 1 && (q.held > q.limit || len(q.waiting) > maxWaiting) {
+	q.count(w)
+	for len(q.waiting) > 1 && (q.held > q.limit || q.bytes > maxBytes || len(q.waiting) > maxWaiting) {
 		old := q.waiting[0]
 		q.pop()
 		q.dropped.Windows++
@@ -87,22 +111,61 @@ func (q *Queue) Offer(w *flow.Window) {
 			q.dropped.Received += old.Records[i].Received
 		}
 		// The small things of the dropped window are not lost: its successor carries them.
+		q.uncount(q.waiting[0])
 		next := *q.waiting[0]
 		next.Losses = add(old.Losses, next.Losses)
 		next.Unattributed.Sent += old.Unattributed.Sent
 		next.Unattributed.Received += old.Unattributed.Received
-		if next.Digests = append(append([]flow.Digested(nil), old.Digests...), next.Digests...); len(next.Digests) > maxWaiting {
-			next.Digests = next.Digests[len(next.Digests)-maxWaiting:]
+		all := append(append([]flow.Digested(nil), old.Digests...), next.Digests...)
+		first := max(len(all)-maxWaiting, 0)
+		for digestBytes(all[first:]) > maxDigestBytes {
+			first++
 		}
+		q.dropped.Digests += uint64(first)
+		next.Digests = all[first:]
 		q.waiting[0] = &next
+		q.count(&next)
 	}
 }
 
-// maxWaiting bounds the windows (and the digests of one) that wait: a quiet machine with a full disk for hours.
-const maxWaiting = 1 << 10
+// Bounds of what waits: windows (and the digests of one), a quiet machine with a full disk for hours; bytes of texts.
+const (
+	maxWaiting     = 1 << 10
+	maxBytes       = 16 << 20
+	maxDigestBytes = 1 << 20
+)
+
+func digestBytes(ds []flow.Digested) (n int) {
+	for i := range ds {
+		n += len(ds[i].Path) + len(ds[i].SHA256) + len(ds[i].Reason)
+	}
+	return n
+}
+
+func (q *Queue) count(w *flow.Window) {
+	q.held += len(w.Records)
+	q.bytes += digestBytes(w.Digests)
+	for i := range w.Records {
+		q.bytes += q.sizes.Add(w.Records[i].Program)
+	}
+	for _, p := range w.Programs {
+		q.bytes += q.sizes.Add(p)
+	}
+}
+
+func (q *Queue) uncount(w *flow.Window) {
+	q.held -= len(w.Records)
+	q.bytes -= digestBytes(w.Digests)
+	for i := range w.Records {
+		q.bytes -= q.sizes.Remove(w.Records[i].Program)
+	}
+	for _, p := range w.Programs {
+		q.bytes -= q.sizes.Remove(p)
+	}
+}
 
 func (q *Queue) pop() {
-	q.held -= len(q.waiting[0].Records)
+	q.uncount(q.waiting[0])
 	q.waiting[0] = nil
 	q.waiting = q.waiting[1:]
 }

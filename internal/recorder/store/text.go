@@ -3,9 +3,12 @@ package store
 import (
 	"bufio"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -14,29 +17,78 @@ import (
 )
 
 // Text is conn.log: one line of 16 fields per record. A window is appended at once; one that could not be written whole is
-// taken back. Unlike the database it does not remember where it stopped: if the recorder is killed, the
-// window that the sensor sends again may stand there twice.
+// taken back. How far it has the stream stands in a small file beside it, written after the lines: a line
+// is there at least once, and if the recorder is killed in between, the lines of its last window twice.
 type Text struct {
 	f    *os.File
 	path string
 	zone *time.Location
+	torn bool // a kill left half a line at the end
+
+	mark     *os.File // holds position
+	position flow.Position
 }
 
 // OpenText opens or creates the log; others than the owner and the group cannot read it. Times are written in zone.
 func OpenText(path string, zone *time.Location) (*Text, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
-	if err != nil {
+	t := &Text{path: path, zone: zone}
+	if err := t.open(); err != nil {
 		return nil, err
 	}
+	if err := t.openMark(); err != nil {
+		t.f.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *Text) open() error {
+	f, err := os.OpenFile(t.path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o640)
+	if err != nil {
+		return err
+	}
 	f.Chmod(0o640) // whatever the umask: the group reads. It is ours; if it is not, it stays as it is
-	return &Text{f: f, path: path, zone: zone}, nil
+	t.f, t.torn = f, false
+	if i, err := f.Stat(); err == nil && i.Size() > 0 {
+		var last [1]byte
+		if _, err := f.ReadAt(last[:], i.Size()-1); err == nil {
+			t.torn = last[0] != '\n'
+		}
+	}
+	return nil
+}
+
+// maxMark bounds what is read of the position's file, in bytes.
+const maxMark = 64 << 10
+
+// openMark reads the position. What cannot be understood is none: lines may come twice, and none is missing.
+func (t *Text) openMark() error {
+	path := filepath.Join(filepath.Dir(t.path), "."+filepath.Base(t.path)+".position")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o640)
+	if err != nil {
+		return err
+	}
+	// The first value only: what follows it was left by a longer one.
+	if json.NewDecoder(io.LimitReader(f, maxMark)).Decode(&t.position) != nil {
+		t.position = flow.Position{}
+	}
+	t.mark = f
+	return nil
+}
+
+// Resume returns how far the log has a stream.
+func (t *Text) Resume(stream string) flow.Position {
+	if t.position.Stream != stream {
+		return flow.Position{Stream: stream}
+	}
+	return t.position
 }
 
 // Name implements Sink.
 func (t *Text) Name() string { return "conn.log" }
 
 // Close implements Sink.
-func (t *Text) Close() error { return t.f.Close() }
+func (t *Text) Close() error { return errors.Join(t.f.Close(), t.mark.Close()) }
 
 // Write implements Sink.
 func (t *Text) Write(_ context.Context, w *flow.Window) error {
@@ -53,6 +105,9 @@ func (t *Text) Write(_ context.Context, w *flow.Window) error {
 	b := bufio.NewWriterSize(t.f, 64<<10)
 	at := time.Unix(w.End, 0).In(t.zone).Format(time.DateTime)
 	var line []byte
+	if t.torn {
+		err = b.WriteByte('\n')
+	}
 	for i := range w.Records {
 		line = appendText(line[:0], &w.Records[i], at)
 		if _, err = b.Write(line); err != nil {
@@ -62,12 +117,29 @@ func (t *Text) Write(_ context.Context, w *flow.Window) error {
 	if err == nil {
 		err = b.Flush()
 	}
+	if err == nil {
+		err = t.setMark(w.Position)
+	}
 	if err != nil {
 		if back := t.f.Truncate(size); back != nil {
 			return fmt.Errorf("%w (and part of a window stays in the file: %v)", err, back)
 		}
 		return err
 	}
+	t.torn = false
+	return nil
+}
+
+// setMark keeps the position. One write of less than a page is done whole or not at all, whenever a kill comes.
+func (t *Text) setMark(p flow.Position) error {
+	b, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	if _, err := t.mark.WriteAt(append(b, '\n'), 0); err != nil {
+		return err
+	}
+	t.position = p
 	return nil
 }
 
@@ -79,12 +151,11 @@ func (t *Text) follow() error {
 			return nil
 		}
 	}
-	n, err := OpenText(t.path, t.zone)
-	if err != nil {
+	before := t.f
+	if err := t.open(); err != nil {
 		return err
 	}
-	t.f.Close()
-	t.f = n.f
+	before.Close()
 	return nil
 }
 
