@@ -42,7 +42,7 @@ const (
 	// imageGrace is how long an image is kept after its end: sockets that the kernel closes on its behalf come late.
 	imageGrace = 30 * time.Second
 	// digestWait is how long a batch waits for executables that are met for the first time, lastDigestWait the last one.
-	digestWait     = 200 * time.Millisecond
+	digestWait     = 500 * time.Millisecond
 	lastDigestWait = 3 * time.Second
 	// packetIdle is how long the packet hooks stay on without being used.
 	packetIdle = time.Minute

@@ -129,7 +129,8 @@ func check(t *testing.T, m *monitor.Monitor, names []string, outcomes map[string
 		if err != nil {
 			t.Fatalf("%s: %v", s.name, err)
 		}
-		sources = append(sources, compare.Source{Name: s.name, Rows: rows, Flat: s.flat})
+		// A line of text cannot be completed when the hash comes after its window, as it may for hundreds of new files in seconds.
+		sources = append(sources, compare.Source{Name: s.name, Rows: rows, Flat: s.flat, LateHash: s.name == "conn.log"})
 	}
 	if err := monitor.Intact(m.Database()); err != nil {
 		t.Error(err)
