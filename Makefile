@@ -46,8 +46,8 @@ fmt: ## format the Go files
 	$(TOOL) gofumpt -w $(SOURCES)
 
 .PHONY: generate
-generate: ## make the BPF objects again (needs clang and llvm)
-	test/deps.sh clang llvm
+generate: ## make the BPF objects again (needs clang, llvm and libbpf-dev)
+	test/deps.sh clang llvm libbpf-dev
 	$(GO) generate ./internal/sensor/kernel
 
 .PHONY: drift
