@@ -388,7 +388,7 @@ func (l *loop) announce(p event.Process) {
 }
 
 func (l *loop) introduce(p event.Process) {
-	if !l.stream.process(p) {
+	if !l.stream.process(p) || p.Source == event.SourceUnknown {
 		return
 	}
 	if x, known := l.digester.Want(p); known {
