@@ -151,8 +151,10 @@ func FuzzDecode(f *testing.F) {
 		}
 		f.Add(line)
 	}
-	for _, s := range []string{"", "{}", "null", `{"at":1e3,"flow":{}}`, `{"at":1,"flow":{"process":"1:2:3","remote":"","sent":1}}`, `{"AT":1,"Flow":{"SENT":1}}`,
-		`{"flow":{"process":""},"flow":null}`, `{"exit":{"id":"0:0:0"}}`, `{"at":1,"flow":{"family":"\ud800"}}`} {
+	for _, s := range []string{
+		"", "{}", "null", `{"at":1e3,"flow":{}}`, `{"at":1,"flow":{"process":"1:2:3","remote":"","sent":1}}`, `{"AT":1,"Flow":{"SENT":1}}`,
+		`{"flow":{"process":""},"flow":null}`, `{"exit":{"id":"0:0:0"}}`, `{"at":1,"flow":{"family":"\ud800"}}`,
+	} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -210,8 +212,10 @@ func TestLosses(t *testing.T) {
 }
 
 func BenchmarkDecodeFlow(b *testing.B) {
-	line, err := Append(nil, &Event{At: 1767323040123456789, Flow: &Flow{Process: ProcessID{1234, 123456789012, 3}, UID: 1000, Family: "inet", Protocol: "tcp", Direction: Outbound, Layer: LayerPayload,
-		Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("192.0.2.1:443"), Peer: PeerSocket, NetNS: 4026531840, Conns: 1, Sent: 12345, Received: 1234567}})
+	line, err := Append(nil, &Event{At: 1767323040123456789, Flow: &Flow{
+		Process: ProcessID{1234, 123456789012, 3}, UID: 1000, Family: "inet", Protocol: "tcp", Direction: Outbound, Layer: LayerPayload,
+		Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("192.0.2.1:443"), Peer: PeerSocket, NetNS: 4026531840, Conns: 1, Sent: 12345, Received: 1234567,
+	}})
 	if err != nil {
 		b.Fatal(err)
 	}

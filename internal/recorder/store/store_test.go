@@ -55,7 +55,8 @@ func TestSinks(t *testing.T) {
 		damage func(t *testing.T, s Sink) (repair func()) // makes writes fail
 	}
 	for _, k := range []kind{
-		{"sqlite", func(t *testing.T, dir string) Sink { return openTest(t, filepath.Join(dir, "snitch.db")) },
+		{
+			"sqlite", func(t *testing.T, dir string) Sink { return openTest(t, filepath.Join(dir, "snitch.db")) },
 			func(t *testing.T, dir string) int {
 				n, err := countRecords(filepath.Join(dir, "snitch.db"))
 				if err != nil {
@@ -69,14 +70,16 @@ func TestSinks(t *testing.T) {
 					t.Fatal(err)
 				}
 				return func() { q.exec(t.Context(), "PRAGMA max_page_count = 1000000") }
-			}},
-		{"text", func(t *testing.T, dir string) Sink {
-			s, err := OpenText(filepath.Join(dir, "conn.log"), time.UTC)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return s
+			},
 		},
+		{
+			"text", func(t *testing.T, dir string) Sink {
+				s, err := OpenText(filepath.Join(dir, "conn.log"), time.UTC)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return s
+			},
 			func(t *testing.T, dir string) int {
 				b, err := os.ReadFile(filepath.Join(dir, "conn.log"))
 				if err != nil {
@@ -106,7 +109,8 @@ func TestSinks(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-			}},
+			},
+		},
 	} {
 		t.Run(k.name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -48,10 +48,9 @@ func because(reason string) *problem { return &problem{reason: reason} }
 
 // opened is a file that may be read.
 type opened struct {
-	fd     int
-	stat   unix.Stat_t
-	exact  bool // it is the file that the kernel named; else only its change time differs
-	static bool // programs that run from this file system cannot be written to
+	fd    int
+	stat  unix.Stat_t
+	exact bool // it is the file that the kernel named; else only its change time differs
 }
 
 // open returns the file that p executes. Of several failures the one that tells the user most is returned.
