@@ -241,8 +241,11 @@ func (l *loop) tick() {
 		l.stream.exit(id, l.batch+1)
 	}
 	if l.out.Full() {
-		// The counts stay in the kernel, whose tables are the larger; when they are full, bytes lose their programs.
-		l.notice("error", "the recorder is behind: counts wait in the kernel", "see error.log for what keeps it")
+		// The counts stay in the kernel, whose tables are the larger; when they are full, bytes lose their programs. A
+		// recorder that hangs does not pass the notice on: the log must have it too.
+		if text := "the recorder is behind: counts wait in the kernel"; l.notice("error", text, "see error.log for what keeps it") {
+			l.log.Error(text)
+		}
 		return
 	}
 	before, err := l.hooks.Tally()
@@ -281,16 +284,19 @@ func (l *loop) take(reports int, err error) {
 	}
 }
 
-// notice tells the user something, the same text at most once a minute.
-func (l *loop) notice(level, text, hint string) {
-	if now := time.Now(); now.Sub(l.told[text]) > time.Minute {
-		if len(l.told) > 1000 {
-			clear(l.told)
-		}
-		l.told[text] = now
-		l.log.Log(context.Background(), slog.LevelDebug, text, "hint", hint)
-		l.stream.write(&event.Event{Notice: &event.Notice{Level: level, Text: text, Hint: hint}})
+// notice tells the user something, the same text at most once a minute. It reports whether it was time.
+func (l *loop) notice(level, text, hint string) bool {
+	now := time.Now()
+	if now.Sub(l.told[text]) <= time.Minute {
+		return false
 	}
+	if len(l.told) > 1000 {
+		clear(l.told)
+	}
+	l.told[text] = now
+	l.log.Debug(text, "hint", hint)
+	l.stream.write(&event.Event{Notice: &event.Notice{Level: level, Text: text, Hint: hint}})
+	return true
 }
 
 func (l *loop) notices() {
