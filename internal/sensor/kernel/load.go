@@ -89,6 +89,7 @@ func (h *Hooks) load(hooks []hook, ring int) error {
 			delete(spec.Programs, name)
 		}
 	}
+	h.spoil(spec)
 	for name, v := range map[string]any{"bandwidth": h.bandwidth, "wake_bytes": uint32(ring / 4)} {
 		if err := spec.Variables[name].Set(v); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
