@@ -47,6 +47,8 @@ func edges() map[string][]string {
 		"internal/recorder/flow":  {"internal/event"},
 		"internal/recorder/store": {"internal/event", "internal/schema", "internal/recorder/flow"},
 		"internal/recorder/feed":  {"internal/event"},
+		// What is new or changed → what is told.
+		"internal/recorder/notify": {"internal/event"},
 
 		// The two things that wings share.
 		"internal/event":  {},
