@@ -110,7 +110,7 @@ func TestVersions(t *testing.T) {
 	}
 	// Another program wrote the database.
 	db := openRW(t, o.Dir)
-	if _, err := db.Exec("PRAGMA user_version = 101"); err != nil {
+	if _, err := db.Exec("PRAGMA user_version = 1000"); err != nil {
 		t.Fatal(err)
 	}
 	db.Close()

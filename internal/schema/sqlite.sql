@@ -90,8 +90,16 @@ CREATE TABLE positions (
   PRIMARY KEY (stream, sink)
 ) STRICT, WITHOUT ROWID;
 
--- One row per write. A window is written in parts, with the same start, when it has very many records or the sensor ends: "end"
--- is never later than the write.
+-- What a stream lost, in all: the sum of losses and of unattributed bytes of its windows, also of those that are deleted.
+CREATE TABLE totals (
+  stream INTEGER NOT NULL REFERENCES streams,
+  reason TEXT    NOT NULL, -- as in losses; 'unattributed sent' and 'unattributed received' are bytes
+  count  INTEGER NOT NULL,
+  PRIMARY KEY (stream, reason)
+) STRICT, WITHOUT ROWID;
+
+-- One row per write. A window is written in parts, with the same start, when it has more records than fit into one (1024) or the
+-- sensor ends: "end" is never later than the write. A window belongs to the hour (end - 1) / 3600.
 CREATE TABLE windows (
   id                    INTEGER PRIMARY KEY,
   stream                INTEGER NOT NULL REFERENCES streams,
@@ -100,7 +108,13 @@ CREATE TABLE windows (
   unattributed_sent     INTEGER NOT NULL, -- bytes that the kernel saw and that no record holds
   unattributed_received INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX windows_end ON windows ("end");
+
+-- Where the windows of an hour are: between first and last, with others among them when the clock was set.
+CREATE TABLE hours (
+  hour  INTEGER PRIMARY KEY, -- unix seconds / 3600
+  first INTEGER NOT NULL,
+  last  INTEGER NOT NULL
+) STRICT;
 
 -- What could not be seen, kept or resolved, by reason (event.Losses; 'sink': records that could not be written).
 CREATE TABLE losses (
@@ -110,50 +124,60 @@ CREATE TABLE losses (
   PRIMARY KEY (window, reason)
 ) STRICT, WITHOUT ROWID;
 
--- The base table: what one program moved over one pair of endpoints in one window.
-CREATE TABLE records (
-  window      INTEGER NOT NULL REFERENCES windows,
-  n           INTEGER NOT NULL, -- 1, 2, … within the window
-  program     INTEGER NOT NULL REFERENCES programs,
-  place       INTEGER REFERENCES places, -- of the process at the time of its exec; NULL: not known
-  uid         INTEGER NOT NULL, -- at the time of the traffic
-  kind        INTEGER NOT NULL REFERENCES kinds,
+-- Who moved something, and how: the part of a record that is the same from window to window.
+CREATE TABLE actors (
+  id      INTEGER PRIMARY KEY,
+  program INTEGER NOT NULL REFERENCES programs,
+  place   INTEGER REFERENCES places, -- of the process at the time of its exec; NULL: not known
+  uid     INTEGER NOT NULL, -- at the time of the traffic
+  kind    INTEGER NOT NULL REFERENCES kinds,
+  net_ns  INTEGER NOT NULL  -- inode number of the network namespace, 0 if not known
+) STRICT;
+CREATE INDEX actors_program ON actors (program, place, uid, kind);
+
+-- The base table: what one program moved over one pair of endpoints in one window. Read it through the view records.
+CREATE TABLE raw (
+  id          INTEGER PRIMARY KEY, -- window * 1024 + number within the window, from 0
+  actor       INTEGER NOT NULL REFERENCES actors,
   local       INTEGER REFERENCES addresses, -- NULL: not known, or "Log addresses": false
   local_port  INTEGER NOT NULL,
   remote      INTEGER REFERENCES addresses,
   remote_port INTEGER NOT NULL,
   domain      INTEGER REFERENCES domains,
-  net_ns      INTEGER NOT NULL, -- inode number of the network namespace, 0 if not known
   conns       INTEGER NOT NULL, -- opened in the window
   sent        INTEGER NOT NULL, -- bytes
-  received    INTEGER NOT NULL,
-  PRIMARY KEY (window, n)
-) STRICT, WITHOUT ROWID;
+  received    INTEGER NOT NULL
+) STRICT;
 
--- The mission's flat table. port is the remote one; contime is the end of the window in the reader's local time.
-CREATE VIEW connections AS
-SELECT
-  e.path    AS exe,
-  p.name    AS name,
-  p.cmdline AS cmdline,
-  e.sha256  AS sha256,
-  strftime('%Y-%m-%d %H:%M:%S', w."end", 'unixepoch', 'localtime') AS contime,
-  coalesce(d.name, '')      AS domain,
-  coalesce(a.ip, '')        AS ip,
-  r.remote_port             AS port,
-  r.uid                     AS uid,
-  coalesce(pe.path, '')     AS pexe,
-  coalesce(pp.name, '')     AS pname,
-  coalesce(pp.cmdline, '')  AS pcmdline,
-  coalesce(pe.sha256, '')   AS psha256,
-  r.conns    AS conns,
-  r.sent     AS send,
-  r.received AS recv
-FROM records r
-JOIN windows w ON w.id = r.window
-JOIN programs p ON p.id = r.program
-JOIN executables e ON e.id = p.executable
-LEFT JOIN programs pp ON pp.id = p.parent
-LEFT JOIN executables pe ON pe.id = pp.executable
-LEFT JOIN addresses a ON a.id = r.remote
-LEFT JOIN domains d ON d.id = r.domain;
+-- Sums of raw rows, kept longer than they are: of an hour, and of a day (UTC). The rows of an hour or a day may have several
+-- segments; their sum is what it moved. Every window up to progress 'rolled' is in exactly one segment of its hour.
+CREATE TABLE segments (
+  id       INTEGER PRIMARY KEY,
+  seconds  INTEGER NOT NULL, -- 3600 or 86400
+  bucket   INTEGER NOT NULL, -- unix seconds / seconds
+  merged   INTEGER NOT NULL, -- 1: an hour that is contained in its day's segment, too
+  conns    INTEGER NOT NULL, -- the sums of the segment
+  sent     INTEGER NOT NULL,
+  received INTEGER NOT NULL
+) STRICT;
+CREATE INDEX segments_bucket ON segments (seconds, bucket);
+
+-- The sums by actor and port of the service, and for hours by remote address and domain, too; see package rollup for
+-- the format.
+CREATE TABLE segment_actors (
+  segment INTEGER PRIMARY KEY REFERENCES segments,
+  data    BLOB NOT NULL
+) STRICT;
+CREATE TABLE segment_peers (
+  segment INTEGER PRIMARY KEY REFERENCES segments,
+  data    BLOB NOT NULL
+) STRICT;
+
+-- How far the work is that is done in small steps besides the recording:
+--   rolled    the last window that is contained in segments
+--   raw       raw rows of windows that end in this hour or later are all there
+--   rollups   segments of this hour or later are all there
+CREATE TABLE progress (
+  name  TEXT PRIMARY KEY,
+  value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

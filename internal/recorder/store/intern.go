@@ -30,6 +30,7 @@ type ids struct {
 	addresses   map[netip.Addr]int64
 	domains     map[flow.Domain]int64
 	kinds       map[flow.Kind]int64
+	actors      map[actorKey]int64
 	stream      string
 	streamID    int64
 }
@@ -37,6 +38,11 @@ type ids struct {
 type programKey struct {
 	executable, parent, script int64
 	name, cmdline, scriptKind  string
+}
+
+type actorKey struct {
+	program, place, kind int64 // place 0: not known
+	uid, netNS           uint32
 }
 
 type placeKey struct {
@@ -64,6 +70,7 @@ func (s *SQLite) forget() {
 		addresses:   make(map[netip.Addr]int64),
 		domains:     make(map[flow.Domain]int64),
 		kinds:       make(map[flow.Kind]int64),
+		actors:      make(map[actorKey]int64),
 	}
 }
 
@@ -225,6 +232,35 @@ func (s *SQLite) complete(ctx context.Context, d *flow.Digested) error {
 		}
 	}
 	return nil
+}
+
+// actor returns the row of who moved the bytes of a record.
+func (s *SQLite) actor(ctx context.Context, boot string, r *flow.Record) (int64, error) {
+	program, err := s.program(ctx, r.Program)
+	if err != nil {
+		return 0, err
+	}
+	place, err := s.place(ctx, boot, r.Program.Cgroup)
+	if err != nil {
+		return 0, err
+	}
+	kind, err := s.kind(ctx, r.Kind)
+	if err != nil {
+		return 0, err
+	}
+	k := actorKey{program: program, kind: kind, uid: r.UID, netNS: r.NetNS}
+	if place != nil {
+		k.place = place.(int64)
+	}
+	if id, ok := s.ids.actors[k]; ok {
+		return id, nil
+	}
+	id, err := intern(ctx, s.st.findActor, s.st.addActor, program, place, int64(r.UID), kind, int64(r.NetNS))
+	if err != nil {
+		return 0, err
+	}
+	keep(s.ids.actors, maxIDs, k, id)
+	return id, nil
 }
 
 // place returns the row of a cgroup of a boot.

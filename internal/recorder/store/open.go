@@ -186,6 +186,9 @@ func (s *SQLite) connect(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if err = s.migrate(ctx); err != nil {
+		return err
+	}
 	if s.file, err = os.Stat(s.path); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"database/sql"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -100,7 +101,7 @@ func TestNewerIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "snitch.db")
 	s := openTest(t, path)
-	s.exec(t.Context(), "PRAGMA user_version = 101")
+	s.exec(t.Context(), fmt.Sprintf("PRAGMA user_version = %d", schema.Version+1))
 	s.Close()
 	before, _ := os.ReadFile(path)
 	_, err := OpenSQLite(t.Context(), path, time.Second, func(text, _ string) { t.Error(text) })

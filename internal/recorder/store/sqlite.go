@@ -13,6 +13,7 @@ import (
 
 	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
+	"github.com/picosnitch/picosnitch/internal/schema"
 )
 
 // SQLite is snitch.db. It is the only writer of the file.
@@ -39,7 +40,8 @@ type statements struct {
 	pending, findProgram, addProgram               *sql.Stmt
 	findPlace, addPlace                            *sql.Stmt
 	findAddress, addAddress, findDomain, addDomain *sql.Stmt
-	findKind, addKind, addRecord, addRecords       *sql.Stmt
+	findKind, addKind, findActor, addActor         *sql.Stmt
+	addRecord, addRecords, addTotal, addHour       *sql.Stmt
 }
 
 // OpenSQLite opens or creates the database. busy is how long a lock of another process is waited for; tell gets what the
@@ -122,11 +124,7 @@ func (s *SQLite) Resume(ctx context.Context, stream string) (Resume, error) {
 	if err != nil {
 		return r, err
 	}
-	err = s.conn.QueryRowContext(ctx, "SELECT coalesce(sum(unattributed_sent), 0), coalesce(sum(unattributed_received), 0) FROM windows WHERE stream = ?", id).Scan(&r.Unattributed.Sent, &r.Unattributed.Received)
-	if err != nil {
-		return r, err
-	}
-	rows, err := s.conn.QueryContext(ctx, "SELECT reason, sum(count) FROM losses WHERE window IN (SELECT id FROM windows WHERE stream = ?) AND reason <> ? GROUP BY reason", id, LossSink)
+	rows, err := s.conn.QueryContext(ctx, "SELECT reason, count FROM totals WHERE stream = ? AND reason <> ?", id, LossSink)
 	if err != nil {
 		return r, err
 	}
@@ -137,7 +135,14 @@ func (s *SQLite) Resume(ctx context.Context, stream string) (Resume, error) {
 		if err := rows.Scan(&reason, &n); err != nil {
 			return r, err
 		}
-		r.Losses[reason] = n
+		switch reason {
+		case totalSent:
+			r.Unattributed.Sent = n
+		case totalReceived:
+			r.Unattributed.Received = n
+		default:
+			r.Losses[reason] = n
+		}
 	}
 	return r, rows.Err()
 }
@@ -188,16 +193,7 @@ func (s *SQLite) write(ctx context.Context, w *flow.Window) (err error) {
 		}
 	}
 	if len(w.Records) > 0 || len(w.Losses) > 0 || w.Unattributed != (event.Bytes{}) {
-		window, err := insert(ctx, s.st.addWindow, stream, w.Start, w.End, clamp(w.Unattributed.Sent), clamp(w.Unattributed.Received))
-		if err != nil {
-			return err
-		}
-		for reason, n := range w.Losses {
-			if _, err := s.st.addLoss.ExecContext(ctx, window, reason, clamp(n)); err != nil {
-				return err
-			}
-		}
-		if err := s.records(ctx, window, w); err != nil {
+		if err := s.window(ctx, stream, w); err != nil {
 			return err
 		}
 	}
@@ -213,25 +209,64 @@ func (s *SQLite) write(ctx context.Context, w *flow.Window) (err error) {
 	return s.exec(ctx, "COMMIT")
 }
 
+// Reasons of totals that stand for bytes.
+const (
+	totalSent     = "unattributed sent"
+	totalReceived = "unattributed received"
+)
+
+// window writes the rows of a window, in parts.
+func (s *SQLite) window(ctx context.Context, stream int64, w *flow.Window) error {
+	first, err := insert(ctx, s.st.addWindow, stream, w.Start, w.End, clamp(w.Unattributed.Sent), clamp(w.Unattributed.Received))
+	if err != nil {
+		return err
+	}
+	totals := make(map[string]uint64, len(w.Losses)+2)
+	for reason, n := range w.Losses {
+		totals[reason] = n
+		if _, err := s.st.addLoss.ExecContext(ctx, first, reason, clamp(n)); err != nil {
+			return err
+		}
+	}
+	if w.Unattributed.Sent > 0 {
+		totals[totalSent] = w.Unattributed.Sent
+	}
+	if w.Unattributed.Received > 0 {
+		totals[totalReceived] = w.Unattributed.Received
+	}
+	for reason, n := range totals {
+		if _, err := s.st.addTotal.ExecContext(ctx, stream, reason, clamp(n)); err != nil {
+			return err
+		}
+	}
+	last, rest := first, w.Records
+	for {
+		n := min(len(rest), schema.PartRecords)
+		if err := s.records(ctx, last, w.Hello.Boot, rest[:n]); err != nil {
+			return err
+		}
+		if rest = rest[n:]; len(rest) == 0 {
+			break
+		}
+		if last, err = insert(ctx, s.st.addWindow, stream, w.Start, w.End, 0, 0); err != nil {
+			return err
+		}
+	}
+	_, err = s.st.addHour.ExecContext(ctx, schema.Hour(w.End), first, last)
+	return err
+}
+
 // Rows of one INSERT: the parsing and stepping of the statement is paid once for all of them.
 const (
-	recordColumns = 15
+	recordColumns = 10
 	recordRows    = 32
 )
 
-func (s *SQLite) records(ctx context.Context, window int64, w *flow.Window) error {
+func (s *SQLite) records(ctx context.Context, window int64, boot string, records []flow.Record) error {
 	s.args = s.args[:0]
-	for i := range w.Records {
-		r := &w.Records[i]
-		program, err := s.program(ctx, r.Program)
-		if err != nil {
-			return err
-		}
-		place, err := s.place(ctx, w.Hello.Boot, r.Program.Cgroup)
-		if err != nil {
-			return err
-		}
-		kind, err := s.kind(ctx, r.Kind)
+	for i := range records {
+		r := &records[i]
+		actor, err := s.actor(ctx, boot, r)
 		if err != nil {
 			return err
 		}
@@ -247,9 +282,9 @@ func (s *SQLite) records(ctx context.Context, window int64, w *flow.Window) erro
 		if err != nil {
 			return err
 		}
-		s.args = append(s.args, window, int64(i+1), program, place, int64(r.UID), kind,
+		s.args = append(s.args, window*schema.PartRecords+int64(i), actor,
 			local, int64(r.Local.Port()), remote, int64(r.Remote.Port()), domain,
-			int64(r.NetNS), clamp(r.Conns), clamp(r.Sent), clamp(r.Received))
+			clamp(r.Conns), clamp(r.Sent), clamp(r.Received))
 		if len(s.args) == recordColumns*recordRows {
 			if _, err := s.st.addRecords.ExecContext(ctx, s.args...); err != nil {
 				return err
@@ -301,8 +336,12 @@ func (s *SQLite) statements(ctx context.Context) error {
 		{&s.st.addDomain, `INSERT INTO domains (name, source) VALUES (?,?)`},
 		{&s.st.findKind, `SELECT id FROM kinds WHERE family = ? AND protocol = ? AND direction = ? AND layer = ? AND peer = ?`},
 		{&s.st.addKind, `INSERT INTO kinds (family, protocol, direction, layer, peer) VALUES (?,?,?,?,?)`},
-		{&s.st.addRecord, `INSERT INTO records VALUES ` + row},
-		{&s.st.addRecords, `INSERT INTO records VALUES ` + row + strings.Repeat(","+row, recordRows-1)},
+		{&s.st.findActor, `SELECT id FROM actors WHERE program = ? AND place IS ? AND uid = ? AND kind = ? AND net_ns = ?`},
+		{&s.st.addActor, `INSERT INTO actors (program, place, uid, kind, net_ns) VALUES (?,?,?,?,?)`},
+		{&s.st.addTotal, `INSERT INTO totals (stream, reason, count) VALUES (?,?,?) ON CONFLICT DO UPDATE SET count = min(count, 9223372036854775807 - excluded.count) + excluded.count`},
+		{&s.st.addHour, `INSERT INTO hours (hour, first, last) VALUES (?,?,?) ON CONFLICT DO UPDATE SET first = min(first, excluded.first), last = max(last, excluded.last)`},
+		{&s.st.addRecord, `INSERT INTO raw VALUES ` + row},
+		{&s.st.addRecords, `INSERT INTO raw VALUES ` + row + strings.Repeat(","+row, recordRows-1)},
 	} {
 		st, err := s.conn.PrepareContext(ctx, p.text)
 		if err != nil {
