@@ -153,7 +153,16 @@ struct {
 #define SCRIPT_MAX 1024
 #define PATH_END (HEADER_ROOM + PATH_MAX)
 struct scratch {
-	__u8 data[32768];
+	__u8 data[24576]; /* a value per CPU is at most 32768 bytes */
+	/* Where the walk to the root is: here and not in registers, so that each of its steps looks the same to the verifier. */
+	struct walk {
+		__u64 dentry;
+		__u64 mnt;
+		__u64 root_dentry;
+		__u64 root_mnt;
+		__u32 at; /* the path begins here */
+		__u32 flags;
+	} walk;
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

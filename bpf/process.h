@@ -8,39 +8,35 @@
  */
 #pragma once
 
-struct walk {
-	struct scratch *room;
-	struct dentry *dentry;
-	struct vfsmount *mnt;
-	struct dentry *root_dentry;
-	struct vfsmount *root_mnt;
-	__u32 at; /* the path begins here */
-	__u16 flags;
-};
+/* More steps than names fit into a path that programs use; each costs the verifier the same again. */
+#define STEPS_MAX 512
 
-/* One step towards the root: as d_path() does (fs/d_path.c), without its locks: a rename at this moment may mix two names. */
-static long step(__u32 i, void *data)
+/*
+ * One step towards the root: as d_path() does (fs/d_path.c), without its locks: a rename at this moment may mix two names.
+ * Returns true at the end.
+ */
+static __always_inline bool step(struct scratch *room)
 {
-	struct walk *w = data;
-	struct dentry *dentry = w->dentry, *parent;
-	struct vfsmount *mnt = w->mnt;
+	struct walk *w = &room->walk;
+	struct dentry *dentry = (void *)w->dentry, *parent;
+	struct vfsmount *mnt = (void *)w->mnt;
 	struct mount *mount, *above;
 	const unsigned char *name;
 	__u32 len, at;
 	__u8 *to;
 
-	if (dentry == w->root_dentry && mnt == w->root_mnt)
-		return 1;
-	parent = BPF_CORE_READ(dentry, d_parent);
+	if ((__u64)dentry == w->root_dentry && (__u64)mnt == w->root_mnt)
+		return true;
 	if (dentry == BPF_CORE_READ(mnt, mnt_root)) {
 		mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
 		above = BPF_CORE_READ(mount, mnt_parent);
 		if (above == mount)
-			return 1; /* the root of all, or a mount that is not in a tree */
-		w->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
-		w->mnt = (void *)above + bpf_core_field_offset(struct mount, mnt);
-		return 0;
+			return true; /* the root of all, or a mount that is not in a tree */
+		w->dentry = (__u64)BPF_CORE_READ(mount, mnt_mountpoint);
+		w->mnt = (__u64)above + bpf_core_field_offset(struct mount, mnt);
+		return false;
 	}
+	parent = BPF_CORE_READ(dentry, d_parent);
 	if (parent == dentry)
 		w->flags |= EXEC_DISCONNECTED;
 	len = BPF_CORE_READ(dentry, d_name.len) & 255;
@@ -48,18 +44,42 @@ static long step(__u32 i, void *data)
 	at = w->at;
 	if (at < HEADER_ROOM + len + 1) {
 		w->flags |= EXEC_PATH_CUT;
-		return 1;
+		return true;
 	}
 	at -= len + 1;
 	asm volatile("" : "+r"(at)); /* one register for the bound and the address, or the verifier loses the bound */
 	if (at > PATH_END)
-		return 1;
-	to = &w->room->data[at];
+		return true;
+	to = &room->data[at];
 	*to = '/';
 	bpf_probe_read_kernel(to + 1, len, name);
 	w->at = at;
-	w->dentry = parent;
+	w->dentry = (__u64)parent;
 	return parent == dentry;
+}
+
+/* Writes the path of `file`, as `task` sees it, before PATH_END. A plain loop: bpf_loop() came with 5.17. */
+static __always_inline void walk(struct scratch *room, struct file *file, struct task_struct *task)
+{
+	struct walk *w = &room->walk;
+	bool end = false;
+
+	w->at = PATH_END;
+	w->flags = 0;
+	if (!file)
+		return;
+	w->dentry = (__u64)BPF_CORE_READ(file, f_path.dentry);
+	w->mnt = (__u64)BPF_CORE_READ(file, f_path.mnt);
+	w->root_dentry = (__u64)BPF_CORE_READ(task, fs, root.dentry);
+	w->root_mnt = (__u64)BPF_CORE_READ(task, fs, root.mnt);
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < STEPS_MAX; i++) {
+		end = step(room);
+		if (end)
+			break;
+	}
+	if (!end)
+		w->flags |= EXEC_PATH_CUT;
 }
 
 static __always_inline void change_time(struct inode *inode, struct exec_report *r)
@@ -110,30 +130,21 @@ static __always_inline __u32 build(struct scratch *room, struct task_struct *tas
 	unsigned long arg_start, arg_end, total;
 	const char *filename, *interp;
 	struct exec_report *r;
-	struct walk w = {};
 	struct file *file;
 	__u32 at, len = 0;
 	long n;
 
-	w.room = room;
-	w.at = PATH_END;
 	file = mm ? BPF_CORE_READ(mm, exe_file) : NULL;
-	if (file) {
-		w.dentry = BPF_CORE_READ(file, f_path.dentry);
-		w.mnt = BPF_CORE_READ(file, f_path.mnt);
-		w.root_dentry = BPF_CORE_READ(task, fs, root.dentry);
-		w.root_mnt = BPF_CORE_READ(task, fs, root.mnt);
-		bpf_loop(512, step, &w, 0);
-	}
-	at = w.at;
+	walk(room, file, task);
+	at = room->walk.at;
 	if (at < HEADER_ROOM || at > PATH_END)
 		return 0;
 	at -= sizeof(*r);
 	r = (void *)&room->data[at];
 	__builtin_memset(r, 0, sizeof(*r));
 	r->kind = kind;
-	r->flags = w.flags;
-	r->path_len = PATH_END - w.at;
+	r->flags = room->walk.flags;
+	r->path_len = PATH_END - sizeof(*r) - at;
 	r->ktime = bpf_ktime_get_boot_ns();
 	r->process.pid = BPF_CORE_READ(task, tgid);
 	r->process.exec = BPF_CORE_READ(task, self_exec_id);

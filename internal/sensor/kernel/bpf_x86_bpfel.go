@@ -155,7 +155,16 @@ type bpfPending struct {
 
 type bpfScratch struct {
 	_    structs.HostLayout
-	Data [32768]uint8
+	Data [24576]uint8
+	Walk struct {
+		_          structs.HostLayout
+		Dentry     uint64
+		Mnt        uint64
+		RootDentry uint64
+		RootMnt    uint64
+		At         uint32
+		Flags      uint32
+	}
 }
 
 type bpfSockState struct {
