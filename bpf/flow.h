@@ -157,6 +157,15 @@ static __noinline int add_table(const struct flow_key *key, const struct counts 
 	return 0;
 }
 
+/* Counts for the owner of a socket's state. */
+static __always_inline void keep(struct sock_state *st, const struct counts *n)
+{
+	if (keep_counts)
+		add(&st->counts, n);
+	else
+		add_table(&st->key, n);
+}
+
 /* Takes what a socket's state has counted since the last report. */
 static __always_inline bool take(struct sock_state *st, struct counts *n)
 {
@@ -254,13 +263,13 @@ static __noinline int count_slow(struct sock *sk, struct sock_state *st, const s
 	if (key.peer == PEER_NONE && is_inet(key.family))
 		tally(TALLY_LOST_PEER, 1);
 	/* The state of a socket is reported when it is released, and only inet sockets that a process made tell that. */
-	if (!st || !use_storage || !is_inet(key.family) || BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock)) {
+	if (!st || !is_inet(key.family) || BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock)) {
 		add_table(&key, n);
 		return 0;
 	}
 	if (task->flags & PF_KTHREAD && st->claim == CLAIM_OWNED) {
 		/* The kernel works on behalf of the socket's owner (closing an io_uring, a work queue). */
-		add(&st->counts, n);
+		keep(st, n);
 		return 0;
 	}
 	if (claim(st)) {
@@ -268,7 +277,7 @@ static __noinline int count_slow(struct sock *sk, struct sock_state *st, const s
 		if (!(st->flags & (FLAG_PREEXISTING | FLAG_REPORTED)))
 			n->conns = 1;
 		publish(st);
-		add(&st->counts, n);
+		keep(st, n);
 		return 0;
 	}
 	if (st->claim == CLAIM_OWNED)

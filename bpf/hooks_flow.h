@@ -115,7 +115,7 @@ static __always_inline void count_datagram(struct sock *sk, struct counts *n, in
 	struct sock_state *st = bpf_sk_storage_get(&socks, sk, NULL, 0);
 	struct peer_address p = {};
 
-	if (!st && !failed && use_storage)
+	if (!st && !failed)
 		st = bpf_sk_storage_get(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!st) {
 		if (take_message_peer(NULL, &p) && !failed)
@@ -128,7 +128,7 @@ static __always_inline void count_datagram(struct sock *sk, struct counts *n, in
 		if (failed)
 			return;
 		if (owner_connected(sk, st, task)) {
-			add(&st->counts, n);
+			keep(st, n);
 			return;
 		}
 		count_slow(sk, st, NULL, n);
@@ -149,7 +149,7 @@ static __always_inline void count_datagram(struct sock *sk, struct counts *n, in
 	if (failed)
 		return;
 	if (owner_remote(st, task, &p)) {
-		add(&st->counts, n);
+		keep(st, n);
 		return;
 	}
 	count_slow(sk, st, &p, n);
@@ -172,9 +172,9 @@ int BPF_PROG(sock_send_length, struct sock *sk, int ret, int flags)
 		if (ret <= 0)
 			return 0;
 		task = bpf_get_current_task_btf();
-		st = bpf_sk_storage_get(&socks, sk, NULL, use_storage ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+		st = bpf_sk_storage_get(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 		if (st && owner_connected(sk, st, task))
-			__sync_fetch_and_add(&st->counts.sent, n.sent);
+			keep(st, &n);
 		else
 			count_slow(sk, st, NULL, &n);
 	} else if (is_inet(family)) {
@@ -209,9 +209,9 @@ int BPF_PROG(sock_recv_length, struct sock *sk, int ret, int flags)
 		if (skip || !ret)
 			return 0;
 		task = bpf_get_current_task_btf();
-		st = bpf_sk_storage_get(&socks, sk, NULL, use_storage ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+		st = bpf_sk_storage_get(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 		if (st && owner_connected(sk, st, task))
-			__sync_fetch_and_add(&st->counts.received, n.received);
+			keep(st, &n);
 		else
 			count_slow(sk, st, NULL, &n);
 	} else if (is_inet(family)) {
@@ -302,7 +302,7 @@ int BPF_PROG(tcp_rcv_space_adjust, struct sock *sk)
 		return 0;
 	/* Not owned by a process: a softirq reads (strparser), and current is whoever was interrupted. */
 	if (owner_connected(sk, st, task) || (st->claim == CLAIM_OWNED && !sk->sk_lock.owned))
-		__sync_fetch_and_add(&st->counts.received, n.received);
+		keep(st, &n);
 	else
 		count_slow(sk, st, NULL, &n);
 	tally(TALLY_RECEIVED, n.received);
@@ -360,14 +360,25 @@ static __always_inline int on_connect(struct sock *sk, struct sock_state *st, __
 		key.local_port = 0; /* of an earlier connection; this one's is chosen next */
 	connected_peer(sk, &key);
 	n.conns = 1;
-	if (st && use_storage && claim(st)) {
+	if (st && claim(st)) {
 		st->key = key;
-		st->counts.conns = 1;
+		st->counts.conns = 1; /* reported when the local port is known */
 		publish(st);
 	} else {
 		add_table(&key, &n); /* no state */
 	}
 	return 0;
+}
+
+/* connect() ended, well or not. The local port was chosen after it was seen. */
+static __always_inline void on_answer(struct sock *sk, struct sock_state *st)
+{
+	struct counts n;
+
+	if (!st->key.local_port)
+		local_address(sk, &st->key);
+	if (!keep_counts && take(st, &n))
+		add_table(&st->key, &n);
 }
 
 SEC("tp_btf/inet_sock_set_state")
@@ -384,12 +395,12 @@ int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
 	/* Subflows of MPTCP and sockets of the kernel itself. A listening subflow gives birth to plain TCP sockets too. */
 	if (new != TCP_LISTEN && BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
 		return 0;
-	st = bpf_sk_storage_get(&socks, sk, NULL, use_storage && old != TCP_SYN_SENT ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	st = bpf_sk_storage_get(&socks, sk, NULL, old != TCP_SYN_SENT ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	if (new == TCP_SYN_SENT)
 		on_connect(sk, st, protocol);
 	else if (new == TCP_LISTEN && st)
 		on_listen(sk, st);
-	else if (old == TCP_SYN_SENT && st && st->claim == CLAIM_OWNED && !st->key.local_port)
-		local_address(sk, &st->key); /* the port was chosen after connect() was seen */
+	else if (old == TCP_SYN_SENT && st && st->claim == CLAIM_OWNED)
+		on_answer(sk, st);
 	return 0;
 }

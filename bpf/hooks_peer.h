@@ -20,7 +20,7 @@ static __always_inline void note_message_peer(struct bpf_sock_addr *ctx, const _
 
 	if (!ctx->sk)
 		return;
-	st = bpf_sk_storage_get(&socks, ctx->sk, NULL, use_storage ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	st = bpf_sk_storage_get(&socks, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (st) {
 		was = __sync_val_compare_and_swap(&st->slot_tid, 0, tid);
 		if (was == 0 || was == tid) {

@@ -4,7 +4,8 @@
 
 /* Set by the loader before the program is loaded; those without const also later. */
 const volatile bool bandwidth = true;	   /* false: count connections only */
-volatile bool use_storage = true;    /* false where nothing tells us that a socket is released: all counts go to the table */
+/* Counts stay in the socket's state until it is drained or released; false where one of the two is not to be had: then they go to the table. */
+volatile bool keep_counts = true;
 volatile __u32 stateless_used = 0;    /* entries of that map were made */
 volatile bool packets_asked = false; /* a socket wants the packet programs; the sensor clears it when it detaches them */
 const volatile __u32 wake_bytes = 1 << 16; /* wake the reader when so much waits in a ring; a power of two */

@@ -65,6 +65,8 @@ func printStatus(w io.Writer, s recorder.Status) {
 		switch {
 		case h.Waits:
 			line("  on demand", "%s: %s", h.Name, h.Cost)
+		case h.Spare:
+			line("  without", "%s (%s): %s", h.Name, h.Error, h.Cost)
 		case !h.Attached:
 			line("  missing", "%s (%s): %s", h.Name, h.Error, h.Cost)
 		}
@@ -188,7 +190,11 @@ func printReport(w io.Writer, r sensor.Report) {
 					detail += "; without it: " + h.Cost
 				}
 			}
-			fmt.Fprintf(t, "  %s\t%s\t%s\n", mark(h.Attached), h.Name, detail)
+			sign := mark(h.Attached)
+			if h.Spare {
+				sign = " - "
+			}
+			fmt.Fprintf(t, "  %s\t%s\t%s\n", sign, h.Name, detail)
 		}
 	}
 	checks("Self test: known bytes, and what was counted", r.SelfTest)

@@ -54,6 +54,7 @@ type Hook struct {
 	Name     string `json:"name"`
 	Attached bool   `json:"attached"`
 	Waits    bool   `json:"waits,omitempty"` // off only because no socket needs it now
+	Spare    bool   `json:"spare,omitempty"` // off, and nothing is lost without it
 	Cost     string `json:"cost,omitempty"`  // what is not seen without it
 	Error    string `json:"error,omitempty"` // why it is not attached
 }

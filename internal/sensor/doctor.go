@@ -28,7 +28,7 @@ func (r Report) OK() bool {
 		return false
 	}
 	for _, h := range r.Hooks {
-		if !h.Attached && !h.Waits {
+		if !h.Attached && !h.Waits && !h.Spare {
 			return false
 		}
 	}

@@ -152,7 +152,7 @@ func (l *loop) start(ctx context.Context) (event.Hello, error) {
 		l.notice("error", "the self-test failed: "+hello.SelfTest, "run `picosnitch doctor`; do not trust the figures")
 	}
 	for _, h := range hello.Hooks {
-		if !h.Attached && !h.Waits {
+		if !h.Attached && !h.Waits && !h.Spare {
 			l.notice("warning", fmt.Sprintf("hook %s is not attached: %s; not seen: %s", h.Name, h.Error, h.Cost), "run `picosnitch doctor`")
 		}
 	}

@@ -259,6 +259,7 @@ const (
 	bpfProgSockSendLength    = "sock_send_length"
 	bpfProgTcpRcvSpaceAdjust = "tcp_rcv_space_adjust"
 	bpfVarBandwidth          = "bandwidth"
+	bpfVarKeepCounts         = "keep_counts"
 	bpfVarPacketsAsked       = "packets_asked"
 	bpfVarStatelessUsed      = "stateless_used"
 	bpfVarUnusedDirection    = "unused_direction"
@@ -269,7 +270,6 @@ const (
 	bpfVarUnusedKind         = "unused_kind"
 	bpfVarUnusedPeer         = "unused_peer"
 	bpfVarUnusedTally        = "unused_tally"
-	bpfVarUseStorage         = "use_storage"
 	bpfVarWakeBytes          = "wake_bytes"
 )
 
@@ -362,6 +362,7 @@ type bpfMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
 	Bandwidth        *ebpf.VariableSpec `ebpf:"bandwidth"`
+	KeepCounts       *ebpf.VariableSpec `ebpf:"keep_counts"`
 	PacketsAsked     *ebpf.VariableSpec `ebpf:"packets_asked"`
 	StatelessUsed    *ebpf.VariableSpec `ebpf:"stateless_used"`
 	UnusedDirection  *ebpf.VariableSpec `ebpf:"unused_direction"`
@@ -372,7 +373,6 @@ type bpfVariableSpecs struct {
 	UnusedKind       *ebpf.VariableSpec `ebpf:"unused_kind"`
 	UnusedPeer       *ebpf.VariableSpec `ebpf:"unused_peer"`
 	UnusedTally      *ebpf.VariableSpec `ebpf:"unused_tally"`
-	UseStorage       *ebpf.VariableSpec `ebpf:"use_storage"`
 	WakeBytes        *ebpf.VariableSpec `ebpf:"wake_bytes"`
 }
 
@@ -436,6 +436,7 @@ func (m *bpfMaps) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
 	Bandwidth        *ebpf.Variable `ebpf:"bandwidth"`
+	KeepCounts       *ebpf.Variable `ebpf:"keep_counts"`
 	PacketsAsked     *ebpf.Variable `ebpf:"packets_asked"`
 	StatelessUsed    *ebpf.Variable `ebpf:"stateless_used"`
 	UnusedDirection  *ebpf.Variable `ebpf:"unused_direction"`
@@ -446,7 +447,6 @@ type bpfVariables struct {
 	UnusedKind       *ebpf.Variable `ebpf:"unused_kind"`
 	UnusedPeer       *ebpf.Variable `ebpf:"unused_peer"`
 	UnusedTally      *ebpf.Variable `ebpf:"unused_tally"`
-	UseStorage       *ebpf.Variable `ebpf:"use_storage"`
 	WakeBytes        *ebpf.Variable `ebpf:"wake_bytes"`
 }
 

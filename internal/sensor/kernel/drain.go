@@ -151,6 +151,17 @@ func (h *Hooks) Drain(to Handler, emit func(*event.Flow)) error {
 			break
 		}
 	}
+	if err := h.drainSockets(to, emit); err != nil {
+		return err
+	}
+	return h.drainTables(to, emit)
+}
+
+// drainSockets takes what live sockets have counted.
+func (h *Hooks) drainSockets(to Handler, emit func(*event.Flow)) error {
+	if h.drains == nil {
+		return nil
+	}
 	r, err := h.drains.Open()
 	if err != nil {
 		return fmt.Errorf("iterate over sockets: %w", err)
@@ -167,10 +178,7 @@ func (h *Hooks) Drain(to Handler, emit func(*event.Flow)) error {
 		return size, err
 	})
 	err = errors.Join(err, r.Close())
-	if e := h.emit(to, emit); e != nil || err != nil {
-		return errors.Join(err, e)
-	}
-	return h.drainTables(to, emit)
+	return errors.Join(err, h.emit(to, emit))
 }
 
 // Finish takes off what counts bytes, then the rest, which reports the sockets that are closed meanwhile, and drains all.
@@ -262,7 +270,8 @@ func (h *Hooks) drainTables(to Handler, emit func(*event.Flow)) error {
 	}
 	now := time.Now()
 	err = empty(h.tables[0].spare, h.buffers.keys, h.buffers.counts, func(k *bpfFlowKey, c *bpfCounts) {
-		if c.Conns == 0 && isDatagram(k) && h.datagrams.first(k, now) && c.Continued == 0 {
+		// A flow whose opening the kernel has counted is remembered too: where counts do not stay in socket states, it comes again.
+		if isDatagram(k) && h.datagrams.first(k, now) && c.Conns == 0 && c.Continued == 0 {
 			c.Conns = 1
 		}
 		decodeFlow(k, c, &h.buffers.flow)

@@ -37,7 +37,10 @@ type hook struct {
 // noCgroup marks programs that do not attach to a cgroup; zero is a cgroup attach type.
 const noCgroup = ^ebpf.AttachType(0)
 
-const releaseProgram = "sock_release"
+const (
+	releaseProgram = "sock_release"
+	drainProgram   = "drain_sockets"
+)
 
 // when a hook is attached.
 type when int
@@ -57,7 +60,7 @@ func tracepointSet() []hook {
 		{"sched_process_exit", "sched_process_exit", noCgroup, false, always, "the end of processes: memory is kept longer"},
 		{"inet_sock_set_state", "inet_sock_set_state", noCgroup, true, always, "TCP connection attempts, and who opened a connection"},
 		{"cgroup/sock_create", "sock_create", ebpf.AttachCGroupInetSockCreate, false, afterAdopt, "the remote address of the first packets of raw and ICMP sockets"},
-		{"cgroup/sock_release", releaseProgram, ebpf.AttachCgroupInetSockRelease, false, always, "nothing: every count takes the slower way through a table, and accepted connections that move no byte are not seen"},
+		{"cgroup/sock_release", releaseProgram, ebpf.AttachCgroupInetSockRelease, false, always, "accepted connections that move no byte; every count takes the slower way through a table"},
 		{"cgroup/sendmsg4", "sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, false, always, "where datagrams of unconnected IPv4 sockets go"},
 		{"cgroup/sendmsg6", "sendmsg6", ebpf.AttachCGroupUDP6Sendmsg, false, always, "where datagrams of unconnected IPv6 sockets go"},
 		{"cgroup/recvmsg4", "recvmsg4", ebpf.AttachCGroupUDP4Recvmsg, false, always, "where datagrams of unconnected IPv4 sockets come from"},
@@ -117,8 +120,8 @@ func (h *Hooks) Attach() error {
 		}
 		h.attach(a)
 		if a.program == releaseProgram {
-			// Without it nothing would report the state of a socket that is closed between two drains.
-			if err := h.variable("use_storage", a.link != nil); err != nil {
+			// A count may stay in a socket's state only if every end of it is covered: the drain, and a close between two drains.
+			if err := h.variable("keep_counts", a.link != nil && h.drains != nil); err != nil {
 				return errors.Join(err, h.Detach())
 			}
 		}
@@ -210,6 +213,12 @@ func (h *Hooks) State() []event.Hook {
 			}
 		}
 		out = append(out, s)
+	}
+	if h.drains == nil {
+		out = append(out, event.Hook{
+			Name: "iter/bpf_sk_storage_map", Spare: true, Error: fmt.Sprint(h.refused[drainProgram]),
+			Cost: "nothing: every count takes the slower way through a table, and an accepted connection that moves no byte is seen when it is closed",
+		})
 	}
 	if h.sendpage && h.bandwidth {
 		out = append(out, event.Hook{Name: "sendpage", Cost: "bytes sent by sendfile and splice", Error: "no hook of this set sees it on kernels before 6.5"})

@@ -163,7 +163,8 @@ func underFire(t *testing.T, workers int, traffic func(worker int) (sent, receiv
 	if want := (event.Bytes{Sent: sent.Load(), Received: received.Load()}); got.bytes != want {
 		t.Errorf("drained %+v, moved %+v, ledger %+v", got.bytes, want, tally)
 	}
-	if got.flows < 1000 {
+	// A drain that swaps tables waits for all running programs (synchronize_rcu), some 20 ms each time.
+	if got.flows < 50 {
 		t.Errorf("only %d flows: the test did not drain while traffic ran", got.flows)
 	}
 	if tally.Seen.Sent < got.bytes.Sent || tally.Seen.Received < got.bytes.Received || tally.Lost != (event.Bytes{}) {
@@ -258,7 +259,7 @@ func TestConnectionsOnly(t *testing.T) {
 		case "sock_send_length", "sock_recv_length", "tcp_rcv_space_adjust", "cgroup_skb/egress", "cgroup_skb/ingress":
 			t.Errorf("%s is only for bytes and is in the set", s.Name)
 		}
-		if !s.Attached {
+		if !s.Attached && !s.Spare {
 			t.Errorf("%+v", s)
 		}
 	}
@@ -415,7 +416,7 @@ func TestAttachTwice(t *testing.T) {
 		}
 	}
 	for _, s := range h.State() {
-		if !s.Attached && !s.Waits {
+		if !s.Attached && !s.Waits && !s.Spare {
 			t.Errorf("%+v", s)
 		}
 	}

@@ -77,7 +77,7 @@ func (h *Hooks) load(hooks []hook, ring int) error {
 		return fmt.Errorf("read the BPF object: %w", err)
 	}
 	// A program that the mode does not use is not loaded: it could only fail.
-	keep := map[string]bool{"find_processes": true, "adopt_sockets": true, "drain_sockets": true}
+	keep := map[string]bool{"find_processes": true, "adopt_sockets": true, drainProgram: true}
 	for _, k := range hooks {
 		if k.wanted(h.bandwidth) {
 			keep[k.program] = true
@@ -107,15 +107,26 @@ func (h *Hooks) load(hooks []hook, ring int) error {
 	if h.sendpage, err = hasSendpage(); err != nil {
 		return err
 	}
-	drains := h.collection.Programs["drain_sockets"]
-	if h.drains, err = link.AttachIter(link.IterOptions{Program: drains, Map: h.collection.Maps["socks"]}); err != nil {
-		return fmt.Errorf("iterate over sockets: %w", err)
-	}
+	h.attachDrains()
 	for i, name := range []string{"flow_table", "total_table"} {
 		outer := []string{"flows", "totals"}[i]
 		h.tables[i] = swap{outer: h.collection.Maps[outer], spare: h.collection.Maps[name+"_1"], used: h.collection.Maps[name+"_0"]}
 	}
 	return nil
+}
+
+// attachDrains makes the iterator over the sockets' states. Some kernels refuse it; then no count may stay in a state.
+func (h *Hooks) attachDrains() {
+	program := h.collection.Programs[drainProgram]
+	if program == nil {
+		return
+	}
+	it, err := link.AttachIter(link.IterOptions{Program: program, Map: h.collection.Maps["socks"]})
+	if err != nil {
+		h.refused[drainProgram] = err
+		return
+	}
+	h.drains = it
 }
 
 // newCollection loads all programs; when the kernel refuses an optional one, the rest without it.
@@ -131,6 +142,9 @@ func (h *Hooks) newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, erro
 			return c, nil
 		}
 		refused := ""
+		if strings.HasPrefix(err.Error(), "program "+drainProgram+": ") {
+			refused = drainProgram
+		}
 		for _, a := range h.attached {
 			if !a.required && strings.HasPrefix(err.Error(), "program "+a.program+": ") {
 				refused = a.program
