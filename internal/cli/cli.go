@@ -164,13 +164,30 @@ func needRoot(c *cobra.Command) error {
 	return nil
 }
 
-// interruptible gives a context that ends with SIGINT or SIGTERM; the second signal leaves at once.
+// interruptible gives a context that ends with SIGINT, SIGTERM or, when the terminal goes away, SIGHUP; the second signal leaves
+// at once.
 func interruptible(env Env) (context.Context, context.CancelFunc) {
+	return endsWith(env, !signal.Ignored(syscall.SIGHUP)) // nohup(1) did not ask for more
+}
+
+// hangups gives a value for every SIGHUP: what a daemon takes as "your files were moved".
+func hangups() <-chan struct{} {
+	signals, out := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(signals, syscall.SIGHUP)
+	go func() {
+		for range signals {
+			out <- struct{}{}
+		}
+	}()
+	return out
+}
+
+func endsWith(env Env, hangup bool) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	if !signal.Ignored(syscall.SIGHUP) { // nohup(1) did not ask for more
-		signal.Notify(signals, syscall.SIGHUP) // the terminal went away
+	if hangup {
+		signal.Notify(signals, syscall.SIGHUP)
 	}
 	go func() {
 		<-signals

@@ -55,7 +55,14 @@ func startNoDaemonCommand(env Env) *cobra.Command {
 			// A monitor should be small before it is fast: half of Go's usual head room.
 			debug.SetGCPercent(50)
 			signal.Ignore(syscall.SIGPIPE) // `| head` ends the output, not the monitor
-			ctx, cancel := interruptible(env)
+			var ctx context.Context
+			var cancel context.CancelFunc
+			if isTerminal(env.Stdin) {
+				ctx, cancel = interruptible(env) // SIGHUP: the terminal went away
+			} else {
+				ctx, cancel = endsWith(env, false)
+				o.Reopen = hangups()
+			}
 			defer cancel()
 			return daemon.Run(ctx, o)
 		},

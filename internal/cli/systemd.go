@@ -112,6 +112,8 @@ StartLimitBurst=5
 Type=notify
 NotifyAccess=main
 ExecStart=@EXE@ start-no-daemon
+# Opens conn.log and error.log again after logrotate(8) moved them.
+ExecReload=/bin/kill -HUP $MAINPID
 @ENV@Restart=on-failure
 RestartSec=5
 # Config wrong, already running, kernel not supported, not root: trying again does not help.

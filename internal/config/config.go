@@ -16,6 +16,8 @@ const (
 	KeyRetention     = "DB retention (days)"
 	KeySQLLog        = "DB sql log"
 	KeySQLServer     = "DB sql server"
+	KeyTextFormat    = "DB text format"
+	KeyTextLimit     = "DB text limit (MB)"
 	KeyTextLog       = "DB text log"
 	KeyWriteLimit    = "DB write limit (seconds)"
 	KeyNotifications = "Desktop notifications"
@@ -36,6 +38,8 @@ type Config struct {
 	RetentionDays int    // days that rows stay in snitch.db
 	SQLLog        bool   // write snitch.db
 	SQLServer     Server // remote copy; zero: none
+	TextFormat    string // of conn.log: FormatCSV or FormatJSON
+	TextLimit     int    // MB (2^20 bytes) at which conn.log becomes conn.log.1; 0: never
 	TextLog       bool   // write conn.log
 	WriteLimit    int    // seconds between writes: the length of a window
 	Notifications bool   // show notices on the desktop
@@ -49,6 +53,12 @@ type Config struct {
 	VTUpload      bool   // send files whose hash VirusTotal does not know
 	VTLimit       int    // seconds between two requests
 }
+
+// Formats of conn.log.
+const (
+	FormatCSV  = "csv"  // the mission's 16 fields, separated by commas
+	FormatJSON = "json" // one JSON object per line, with all fields
+)
 
 // Server says where the remote copy goes. Its parameters are the ones of the client's own connect call.
 type Server struct {
@@ -76,6 +86,7 @@ func Default() Config {
 		Bandwidth:     true,
 		RetentionDays: 365,
 		SQLLog:        true,
+		TextFormat:    FormatCSV,
 		WriteLimit:    10,
 		Notifications: true,
 		LogAddresses:  true,

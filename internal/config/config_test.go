@@ -54,6 +54,7 @@ func TestParse(t *testing.T) {
 		{"brackets in texts and comments", `{"DB sql server": {"client": "pymysql", "password": "` + strings.Repeat("[{", 99) + `\"", "user": '` + strings.Repeat("[", 99) + `''` + `'}} # ` + strings.Repeat("[", 99) + "\n# it's " + strings.Repeat("{", 99), func(c *Config) {
 			c.SQLServer = Server{Client: "pymysql", Params: map[string]Secret{"password": Secret(strings.Repeat("[{", 99) + `"`), "user": Secret(strings.Repeat("[", 99) + "'")}}
 		}},
+		{"text log", `{"DB text format": "json", "DB text limit (MB)": 100}`, func(c *Config) { c.TextFormat, c.TextLimit = FormatJSON, 100 }},
 		{"virustotal", `{"VT API key": "k", "VT file upload": true, "VT request limit (seconds)": 0}`, func(c *Config) { c.VTKey, c.VTUpload, c.VTLimit = "k", true, 0 }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -100,6 +101,7 @@ func TestParseErrors(t *testing.T) {
 		{"client", `{"DB sql server": {"client": "oracle"}}`, []string{"oracle", "psycopg"}},
 		{"no client", `{"DB sql server": {"host": "x"}}`, []string{`"client" is missing`}},
 		{"table name", `{"DB sql server": {"client": "pymysql", "table_name": "x; drop table y"}}`, []string{"table_name", "letters"}},
+		{"format", `{"DB text format": "xml"}`, []string{`"DB text format": "xml"`, `"csv" or "json"`}},
 		{"anchor", "{\"DB text log\": &a true}", []string{"DB text log"}},
 		{"alias", "a: &a [1]\nLog ignore: *a\n", []string{"Log ignore"}},
 		{"merge", "x: &x {DB text log: true}\n<<: *x\n", []string{"plain text"}},

@@ -42,6 +42,7 @@ func Child(o ChildOptions) error {
 // prepare only returns on failure. All calls but the mounts change one thread; execve(2) makes its state the process's.
 func prepare(o ChildOptions) error {
 	runtime.LockOSThread()
+	signal.Ignore(syscall.SIGHUP) // stays so over execve(2), until recordStream listens to it
 	if o.UID == 0 || o.GID == 0 {
 		return errors.New("the recorder must not be root")
 	}
@@ -166,7 +167,7 @@ func recordStream(o ChildOptions) error {
 		return fmt.Errorf("protect the recorder: %w", err)
 	}
 	// It ends when the stream does, and with nothing else: its last window is still to be written then.
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGPIPE)
 	// After execveat the name would be the number of a descriptor.
 	name := append([]byte("picosnitch"), 0)
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
@@ -181,12 +182,24 @@ func recordStream(o ChildOptions) error {
 		return fmt.Errorf("%w: this command is only for picosnitch itself", err)
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	reopen := make(chan struct{}, 1)
+	go func() {
+		for range hup {
+			select {
+			case reopen <- struct{}{}:
+			default: // one is under way
+			}
+		}
+	}()
 	var mu sync.Mutex
 	options := recorder.Options{
 		Dir:      o.Dir,
 		FeedDir:  o.Feed,
 		Settings: set,
 		Logger:   log,
+		Reopen:   reopen,
 		Ack: func(batch uint64) error {
 			mu.Lock()
 			defer mu.Unlock()

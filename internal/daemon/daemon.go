@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +32,8 @@ type Options struct {
 	Live    io.Writer           // readable live lines; nil: none. A slow one loses lines (counted), never data
 	Stderr  io.Writer           // what the recorder says on its standard error
 	Logger  *slog.Logger
-	Ready   func(Started) // called once, when the first hooks are on and the self test ran; may be nil
+	Reopen  <-chan struct{} // pass SIGHUP on to the recorder: conn.log was moved away; nil: never
+	Ready   func(Started)   // called once, when the first hooks are on and the self test ran; may be nil
 }
 
 // Started is what is known when picosnitch has started.
@@ -81,6 +83,18 @@ func Run(ctx context.Context, o Options) error {
 		defer close(watched)
 		watchFolder(ctx, folder, board)
 	}()
+	reopened := make(chan struct{})
+	go func() {
+		defer close(reopened)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-o.Reopen:
+				spawn.signal(syscall.SIGHUP)
+			}
+		}
+	}()
 	ready := false
 	err = sensor.Run(ctx, sensor.Options{
 		Program:   o.Program,
@@ -102,6 +116,7 @@ func Run(ctx context.Context, o Options) error {
 	})
 	cancel()
 	<-watched
+	<-reopened
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

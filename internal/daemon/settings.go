@@ -10,6 +10,8 @@ func settings(c config.Config) recorder.Settings {
 	return recorder.Settings{
 		SQLLog:       c.SQLLog,
 		TextLog:      c.TextLog,
+		TextJSON:     c.TextFormat == config.FormatJSON,
+		TextLimit:    int64(c.TextLimit) << 20,
 		WriteLimit:   int64(c.WriteLimit),
 		LogAddresses: c.LogAddresses,
 		LogCommands:  c.LogCommands,

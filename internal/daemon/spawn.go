@@ -40,6 +40,9 @@ type spawner struct {
 	o        Options
 	live     io.Writer // nil: none
 	stderr   *tail
+
+	mu  sync.Mutex
+	now *os.Process // the recorder that runs, or ran last; guarded by mu
 }
 
 func newSpawner(p Place, f *Folder, c config.Config, board *bulletin, o Options) (*spawner, error) {
@@ -55,6 +58,18 @@ func newSpawner(p Place, f *Folder, c config.Config, board *bulletin, o Options)
 		s.live = newLive(o.Live)
 	}
 	return s, nil
+}
+
+// signal sends a signal to the recorder. One that has just ended needs none.
+func (s *spawner) signal(sig os.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now == nil {
+		return
+	}
+	if err := s.now.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		s.o.Logger.Warn("pass a signal on to the recorder", "error", err)
+	}
 }
 
 // makeFeedDir makes the directory of the live feed, which the recorder owns and the user's group may enter, and in it
@@ -117,6 +132,9 @@ func (s *spawner) connect(ctx context.Context) (io.ReadWriteCloser, error) {
 		conn.Close()
 		return nil, fmt.Errorf("start the recorder: %w", err)
 	}
+	s.mu.Lock()
+	s.now = cmd.Process
+	s.mu.Unlock()
 	l := &link{conn: conn, board: s.board, cmd: cmd, ended: make(chan struct{})}
 	go func() {
 		defer close(l.ended)

@@ -51,6 +51,7 @@ type Options struct {
 	Settings Settings                 // see Defaults
 	Hosts    string                   // file of names; "": HostsPath. Use os.DevNull for another machine's stream
 	Live     io.Writer                // gets a readable line per flow; nil: none
+	Reopen   <-chan struct{}          // open conn.log again: it was moved away; nil: never
 	Ack      func(batch uint64) error // told how far the stream is on disk; nil: nobody is
 	Logger   *slog.Logger             // nil: none
 	Zone     *time.Location           // of the times in conn.log, error.log and Live; nil: time.Local
@@ -163,7 +164,7 @@ func open(ctx context.Context, o Options) (*recorder, error) {
 		r.queues = append(r.queues, store.NewQueue(r.sqlite, maxWaiting))
 	}
 	if o.Settings.TextLog {
-		r.text, err = store.OpenText(filepath.Join(o.Dir, "conn.log"), o.Zone)
+		r.text, err = store.OpenText(filepath.Join(o.Dir, "conn.log"), store.TextOptions{Zone: o.Zone, JSON: o.Settings.TextJSON, Limit: o.Settings.TextLimit})
 		if err != nil {
 			r.notice("error", err.Error(), "")
 			return nil, errors.Join(err, r.shut())
@@ -211,6 +212,11 @@ func (r *recorder) read(stream io.Reader) error {
 // take takes one event in; line is its text.
 func (r *recorder) take(ev *event.Event, line []byte) {
 	r.at = ev.At
+	select {
+	case <-r.o.Reopen:
+		r.reopen()
+	default:
+	}
 	switch {
 	case ev.Hello != nil:
 		r.takeHello(ev.Hello, line)
@@ -241,6 +247,16 @@ func (r *recorder) take(ev *event.Event, line []byte) {
 	}
 	if r.feed != nil {
 		r.feed.Publish(line)
+	}
+}
+
+// reopen lets go of the files that another program moved away. error.log follows by itself.
+func (r *recorder) reopen() {
+	r.errors.close()
+	if r.text != nil {
+		if err := r.text.Reopen(); err != nil {
+			r.notice("error", "open conn.log again: "+err.Error(), "")
+		}
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 type Settings struct {
 	SQLLog       bool  `json:"sql_log"`       // "DB sql log"
 	TextLog      bool  `json:"text_log"`      // "DB text log"
+	TextJSON     bool  `json:"text_json"`     // "DB text format" is "json"
+	TextLimit    int64 `json:"text_limit"`    // "DB text limit (MB)" in bytes; 0: none
 	WriteLimit   int64 `json:"write_limit"`   // "DB write limit (seconds)", at least 1
 	LogAddresses bool  `json:"log_addresses"` // "Log addresses"
 	LogCommands  bool  `json:"log_commands"`  // "Log commands"

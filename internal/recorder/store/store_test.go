@@ -74,7 +74,7 @@ func TestSinks(t *testing.T) {
 		},
 		{
 			"text", func(t *testing.T, dir string) Sink {
-				s, err := OpenText(filepath.Join(dir, "conn.log"), time.UTC)
+				s, err := OpenText(filepath.Join(dir, "conn.log"), TextOptions{Zone: time.UTC})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -374,7 +374,7 @@ func TestPlaces(t *testing.T) {
 func TestTextPosition(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "conn.log")
 	open := func() *Text {
-		s, err := OpenText(path, time.UTC)
+		s, err := OpenText(path, TextOptions{Zone: time.UTC})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,28 +10,39 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
 )
 
-// Text is conn.log: one line of 16 fields per record. A window is appended at once; one that could not be written whole is
+// TextOptions say how conn.log is written.
+type TextOptions struct {
+	Zone  *time.Location // of the times
+	JSON  bool           // an object of all Fields per line, instead of the mission's 16 fields separated by commas
+	Limit int64          // bytes from which on the file is moved to conn.log.1 before the next window; 0: never
+}
+
+// keptTexts is how many files of their own size the rotation keeps besides the one that is written.
+const keptTexts = 9
+
+// Text is conn.log: one line per record. A window is appended at once; one that could not be written whole is
 // taken back. How far it has the stream stands in a small file beside it, written after the lines: a line
 // is there at least once, and if the recorder is killed in between, the lines of its last window twice.
 type Text struct {
 	f    *os.File
 	path string
-	zone *time.Location
+	o    TextOptions
 	torn bool // a kill left half a line at the end
+
+	fields []jsonField
 
 	mark     *os.File // holds position
 	position flow.Position
 }
 
-// OpenText opens or creates the log; others than the owner and the group cannot read it. Times are written in zone.
-func OpenText(path string, zone *time.Location) (*Text, error) {
-	t := &Text{path: path, zone: zone}
+// OpenText opens or creates the log; others than the owner and the group cannot read it.
+func OpenText(path string, o TextOptions) (*Text, error) {
+	t := &Text{path: path, o: o, fields: jsonFields()}
 	if err := t.open(); err != nil {
 		return nil, err
 	}
@@ -98,18 +109,25 @@ func (t *Text) Write(_ context.Context, w *flow.Window) error {
 	if err := t.follow(); err != nil {
 		return err
 	}
+	if err := t.rotate(); err != nil {
+		return err
+	}
 	size, err := t.f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return err
 	}
 	b := bufio.NewWriterSize(t.f, 64<<10)
-	at := time.Unix(w.End, 0).In(t.zone).Format(time.DateTime)
+	at := time.Unix(w.End, 0).In(t.o.Zone).Format(time.DateTime)
 	var line []byte
 	if t.torn {
 		err = b.WriteByte('\n')
 	}
 	for i := range w.Records {
-		line = appendText(line[:0], &w.Records[i], at)
+		if t.o.JSON {
+			line = appendJSON(line[:0], t.fields, w, &w.Records[i], t.o.Zone)
+		} else {
+			line = appendText(line[:0], &w.Records[i], at)
+		}
 		if _, err = b.Write(line); err != nil {
 			break
 		}
@@ -143,6 +161,38 @@ func (t *Text) setMark(p flow.Position) error {
 	return nil
 }
 
+// rotate moves a file that has reached its limit to .1, what was there to .2, and so on; the oldest goes. A kill in between
+// leaves a gap in the numbers and takes no line.
+func (t *Text) rotate() error {
+	if t.o.Limit <= 0 {
+		return nil
+	}
+	i, err := t.f.Stat()
+	if err != nil || i.Size() < t.o.Limit {
+		return err
+	}
+	number := func(n int) string { return t.path + "." + strconv.Itoa(n) }
+	for n := keptTexts; n > 1; n-- {
+		if err := os.Rename(number(n-1), number(n)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if err := os.Rename(t.path, number(1)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return t.Reopen()
+}
+
+// Reopen opens the log again at its path, and lets go of the file that it was: another program moved it away and wants to
+// compress or delete it now.
+func (t *Text) Reopen() error {
+	before := t.f
+	if err := t.open(); err != nil {
+		return err
+	}
+	return before.Close()
+}
+
 // follow opens the log again when the file was moved away (logrotate).
 func (t *Text) follow() error {
 	now, err := os.Stat(t.path)
@@ -151,60 +201,5 @@ func (t *Text) follow() error {
 			return nil
 		}
 	}
-	before := t.f
-	if err := t.open(); err != nil {
-		return err
-	}
-	before.Close()
-	return nil
-}
-
-func appendText(b []byte, r *flow.Record, at string) []byte {
-	p := r.Program
-	b = appendProgram(b, p)
-	b = appendField(b, at)
-	b = appendField(b, r.Domain.Name)
-	if a := r.Remote.Addr(); a.IsValid() {
-		b = appendField(b, flow.Printable(a.String()))
-	} else {
-		b = append(b, ',')
-	}
-	b = strconv.AppendUint(b, uint64(r.Remote.Port()), 10)
-	b = append(b, ',')
-	b = strconv.AppendUint(b, uint64(r.UID), 10)
-	b = append(b, ',')
-	b = appendProgram(b, p.Parent)
-	b = strconv.AppendUint(b, r.Conns, 10)
-	b = append(b, ',')
-	b = strconv.AppendUint(b, r.Sent, 10)
-	b = append(b, ',')
-	b = strconv.AppendUint(b, r.Received, 10)
-	return append(b, '\n')
-}
-
-// appendProgram appends path, name, cmdline and hash, each with its comma.
-func appendProgram(b []byte, p *flow.Program) []byte {
-	if p == nil {
-		return append(b, ",,,,"...)
-	}
-	b = appendField(b, p.Executable.Path)
-	b = appendField(b, p.Name)
-	b = appendField(b, p.Cmdline)
-	return appendField(b, p.Executable.Digest.SHA256)
-}
-
-// appendField appends a value without what would break the line, as the mission says, and the comma after it.
-func appendField(b []byte, s string) []byte {
-	if strings.ContainsAny(s, ",\n\r\x00") {
-		for i := 0; i < len(s); i++ {
-			switch s[i] {
-			case ',', '\n', '\r', 0:
-			default:
-				b = append(b, s[i])
-			}
-		}
-	} else {
-		b = append(b, s...)
-	}
-	return append(b, ',')
+	return t.Reopen()
 }

@@ -1,0 +1,93 @@
+package store
+
+import (
+	"github.com/picosnitch/picosnitch/internal/recorder/flow"
+)
+
+// Field is one column of a flat row: conn.log's JSON objects and the tables of SQL servers have them by these names.
+type Field struct {
+	Name string
+	Kind FieldKind
+	// Text is set for TextField, Number for NumberField and (unix seconds) for TimeField.
+	Text   func(*flow.Window, *flow.Record) string
+	Number func(*flow.Window, *flow.Record) uint64
+}
+
+// FieldKind is what a Field holds.
+type FieldKind int
+
+// Kinds of fields.
+const (
+	TextField FieldKind = iota
+	NumberField
+	TimeField
+)
+
+// MissionFields is how many of Fields are the ones of conn.log's documentation: they come first, in its order.
+const MissionFields = 16
+
+// Fields is a flat row: the mission's 16 fields, then what we know besides.
+func Fields() []Field {
+	type (
+		w = *flow.Window
+		r = *flow.Record
+	)
+	text := func(name string, f func(w, r) string) Field { return Field{Name: name, Text: f} }
+	number := func(name string, f func(w, r) uint64) Field { return Field{Name: name, Kind: NumberField, Number: f} }
+	time := func(name string, f func(w, r) uint64) Field { return Field{Name: name, Kind: TimeField, Number: f} }
+	program := func(prefix string, of func(r) *flow.Program) []Field {
+		get := func(name string, f func(*flow.Program) string) Field {
+			return text(prefix+name, func(_ w, x r) string {
+				if p := of(x); p != nil {
+					return f(p)
+				}
+				return ""
+			})
+		}
+		return []Field{
+			get("exe", func(p *flow.Program) string { return p.Executable.Path }),
+			get("name", func(p *flow.Program) string { return p.Name }),
+			get("cmdline", func(p *flow.Program) string { return p.Cmdline }),
+			get("sha256", func(p *flow.Program) string { return p.Executable.Digest.SHA256 }),
+		}
+	}
+	f := program("", func(x r) *flow.Program { return x.Program })
+	f = append(f,
+		time("contime", func(x w, _ r) uint64 { return uint64(max(x.End, 0)) }),
+		text("domain", func(_ w, x r) string { return x.Domain.Name }),
+		text("ip", func(_ w, x r) string { return address(x.Remote.Addr()) }),
+		number("port", func(_ w, x r) uint64 { return uint64(x.Remote.Port()) }),
+		number("uid", func(_ w, x r) uint64 { return uint64(x.UID) }),
+	)
+	f = append(f, program("p", func(x r) *flow.Program { return x.Program.Parent })...)
+	f = append(f,
+		number("conns", func(_ w, x r) uint64 { return x.Conns }),
+		number("send", func(_ w, x r) uint64 { return x.Sent }),
+		number("recv", func(_ w, x r) uint64 { return x.Received }),
+
+		text("host", func(x w, _ r) string { return x.Hello.Host }),
+		time("start", func(x w, _ r) uint64 { return uint64(max(x.Start, 0)) }),
+		text("family", func(_ w, x r) string { return x.Kind.Family }),
+		text("protocol", func(_ w, x r) string { return x.Kind.Protocol }),
+		text("direction", func(_ w, x r) string { return x.Kind.Direction }),
+		text("layer", func(_ w, x r) string { return x.Kind.Layer }),
+		text("peer", func(_ w, x r) string { return x.Kind.Peer }),
+		text("local_ip", func(_ w, x r) string { return address(x.Local.Addr()) }),
+		number("local_port", func(_ w, x r) uint64 { return uint64(x.Local.Port()) }),
+		text("domain_source", func(_ w, x r) string { return x.Domain.Source }),
+		number("net_ns", func(_ w, x r) uint64 { return uint64(x.NetNS) }),
+		text("script", func(_ w, x r) string {
+			if s := x.Program.Script; s != nil {
+				return s.Path
+			}
+			return ""
+		}),
+		text("reason", func(_ w, x r) string { return x.Program.Executable.Digest.Reason }),
+	)
+	return append(f, program("g", func(x r) *flow.Program {
+		if p := x.Program.Parent; p != nil {
+			return p.Parent
+		}
+		return nil
+	})...)
+}
