@@ -150,15 +150,91 @@ type Process struct {
 	Argv    []string  `json:"argv,omitempty"`
 	ArgvCut bool      `json:"argv_cut,omitempty"` // Argv is only the beginning
 	Name    string    `json:"name"`               // task_struct.comm at exec
-	Script  string    `json:"script,omitempty"`   // the #! file, when the kernel ran its interpreter
 	UID     uint32    `json:"uid"`                // real uid at exec, initial user namespace
 	File    FileID    `json:"file,omitzero"`
 	Deleted bool      `json:"deleted,omitempty"` // the file had no name any more at exec (or is a memfd)
 	Cgroup  uint64    `json:"cgroup,omitempty"`  // cgroup v2 id
+	Place   *Place    `json:"place,omitempty"`   // where it ran at exec; nil: not known. Shared: never changed
 	MountNS uint32    `json:"mnt_ns,omitempty"`  // inode number of the mount namespace
 	Kernel  bool      `json:"kernel,omitempty"`  // a kernel thread
 	Source  string    `json:"source"`
 	Started int64     `json:"started"` // wall clock of the exec (or start), ns since 1970
+
+	// What an interpreter runs. Script is a path as in Path (Script…File and …Argument) or the name of a module. A stream
+	// that has Script without ScriptKind means ScriptFromFile.
+	Script       string `json:"script,omitempty"`
+	ScriptKind   string `json:"script_kind,omitempty"`   // one of Script…; "": the executable is no interpreter
+	ScriptFile   FileID `json:"script_file,omitzero"`    // the digest is that of the Executable line with this File
+	ScriptReason string `json:"script_reason,omitempty"` // why ScriptFile is zero, in words for the user
+
+	// Preload is what LD_PRELOAD and LD_AUDIT were set to at exec ("LD_PRELOAD=/a.so LD_AUDIT=/b.so"): code that the
+	// digest does not cover. The loader ignores them for setuid programs, and a static program has no loader.
+	Preload    string `json:"preload,omitempty"`
+	PreloadCut bool   `json:"preload_cut,omitempty"` // the environment was not seen to its end: there may be more
+}
+
+// How a script is known: Process.ScriptKind.
+const (
+	ScriptFromFile = "file"     // the kernel ran an interpreter for it (#!, binfmt_misc)
+	ScriptArgument = "argument" // the interpreter was given its path
+	ScriptCommand  = "command"  // the text itself is an argument (sh -c, perl -e): Script is ""
+	ScriptModule   = "module"   // the interpreter was given a name to look up (python3 -m, java Main)
+	ScriptStdin    = "stdin"    // the interpreter reads its input, a file, a pipe or a person: Script is ""
+	ScriptUnknown  = "unknown"  // an interpreter whose arguments could not be read so far
+)
+
+// Place is where a process ran, as the names of its control groups tell. Whoever may make control groups chooses their
+// names: what stands below a user's own systemd (User is set), or inside of a container, is that user's or that container's
+// word. Of nested containers the outermost is told, because its name is the word of this machine's root.
+type Place struct {
+	Kind      string `json:"kind,omitempty"`      // the most telling of the below: one of Place…; "": none
+	Path      string `json:"path"`                // of the control group, from its hierarchy's root
+	Unit      string `json:"unit,omitempty"`      // of the system's systemd (or OpenRC): "nginx.service"
+	User      string `json:"user,omitempty"`      // uid of the user whose own systemd runs it
+	UserUnit  string `json:"user_unit,omitempty"` // unit of that systemd: "app-firefox-77.scope"
+	Session   string `json:"session,omitempty"`   // of logind: "3"
+	Runtime   string `json:"runtime,omitempty"`   // of the container or app: "docker", "podman", "lxc", "flatpak", …
+	Container string `json:"container,omitempty"` // id, or the name where the runtime has no ids (lxc, nspawn)
+	Name      string `json:"name,omitempty"`      // what people call the container
+	Pod       string `json:"pod,omitempty"`       // uid of the Kubernetes pod
+	App       string `json:"app,omitempty"`       // "org.mozilla.firefox", "firefox"
+}
+
+// Kinds of a Place.
+const (
+	PlaceContainer = "container"
+	PlaceApp       = "app"     // flatpak or snap
+	PlaceUser      = "user"    // a unit of a user's own systemd
+	PlaceSession   = "session" // a login
+	PlaceService   = "service" // a unit of the system
+)
+
+// Label names the place in a few words: "docker web", "nginx.service", "session 3"; "" if nothing is known.
+func (p *Place) Label() string {
+	if p == nil {
+		return ""
+	}
+	switch p.Kind {
+	case PlaceContainer:
+		name := p.Name
+		if name == "" {
+			name = p.Container
+			if len(name) == 64 { // as the runtimes themselves shorten their ids
+				name = name[:12]
+			}
+		}
+		if p.Runtime == "" {
+			return "container " + name
+		}
+		return p.Runtime + " " + name
+	case PlaceApp:
+		return p.Runtime + " " + p.App
+	case PlaceUser:
+		return p.UserUnit
+	case PlaceSession:
+		return "session " + p.Session
+	}
+	return p.Unit
 }
 
 // Exit says that an image ended, with its process or because another image replaced it: no later line will name this
