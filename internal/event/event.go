@@ -183,14 +183,25 @@ const (
 	ScriptUnknown  = "unknown"  // an interpreter whose arguments could not be read so far
 )
 
+// ScriptLabel names what an interpreter runs, to be shown behind the interpreter and " › "; "" if it is no interpreter.
+func ScriptLabel(kind, name string) string {
+	switch kind {
+	case "", ScriptFromFile, ScriptArgument:
+		return name
+	case ScriptModule:
+		return name + " (module)"
+	}
+	return "(" + kind + ")"
+}
+
 // Place is where a process ran, as the names of its control groups tell. Whoever may make control groups chooses their
-// names: what stands below a user's own systemd (User is set), or inside of a container, is that user's or that container's
+// names: what stands below a user's own systemd (Owner is set), or inside of a container, is that user's or that container's
 // word. Of nested containers the outermost is told, because its name is the word of this machine's root.
 type Place struct {
 	Kind      string `json:"kind,omitempty"`      // the most telling of the below: one of Place…; "": none
 	Path      string `json:"path"`                // of the control group, from its hierarchy's root
 	Unit      string `json:"unit,omitempty"`      // of the system's systemd (or OpenRC): "nginx.service"
-	User      string `json:"user,omitempty"`      // uid of the user whose own systemd runs it
+	Owner     string `json:"owner,omitempty"`     // uid of the user whose own systemd runs it
 	UserUnit  string `json:"user_unit,omitempty"` // unit of that systemd: "app-firefox-77.scope"
 	Session   string `json:"session,omitempty"`   // of logind: "3"
 	Runtime   string `json:"runtime,omitempty"`   // of the container or app: "docker", "podman", "lxc", "flatpak", …

@@ -74,24 +74,33 @@ func liveLine(clock string, r *flow.Record) string {
 	if r.Conns > 0 {
 		conns = strconv.FormatUint(r.Conns, 10) + " conn"
 	}
-	exe := p.Executable.Path
-	if exe == "" {
+	exe := p.Title()
+	if p.Executable.Path == "" {
 		exe = "(unknown program)"
 	}
-	sum := p.Executable.Digest.SHA256
-	if len(sum) > 12 {
-		sum = sum[:12]
+	sum := short(p.Executable.Digest.SHA256)
+	if p.Script != nil && p.Script.Digest.SHA256 != "" {
+		sum += " › " + short(p.Script.Digest.SHA256)
 	}
 	line := clock + " " + pad(cut(name, 15), 15) + " " + arrow + " " + pad(remote(r), remoteWidth) + " " + pad(proto, 6) +
 		" ↑" + lead(amount(r.Sent), 8) + "  ↓" + lead(amount(r.Received), 8) + " " + lead(conns, 7) + "  " + exe
 	if sum != "" {
 		line += "  " + sum
 	}
+	if place := p.Place.Label(); place != "" {
+		line += "  [" + place + "]"
+	}
+	if p.Preload != "" && p.Preload != "…" {
+		line += "  preloaded"
+	}
 	if r.Sent >= 1000 || r.Received >= 1000 {
 		line += "  (" + strconv.FormatUint(r.Sent, 10) + " / " + strconv.FormatUint(r.Received, 10) + " bytes)"
 	}
 	return line
 }
+
+// short is the beginning of a hash.
+func short(sum string) string { return sum[:min(len(sum), 12)] }
 
 // remoteWidth holds every IPv4 address; an IPv6 address that is longer is shown whole.
 const remoteWidth = 28

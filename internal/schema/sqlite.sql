@@ -29,9 +29,11 @@ CREATE TABLE programs (
   executable  INTEGER NOT NULL REFERENCES executables,
   name        TEXT    NOT NULL, -- task_struct.comm at exec
   cmdline     TEXT    NOT NULL, -- '' with "Log commands": false
-  script      INTEGER REFERENCES executables, -- what the executable ran as its interpreter; NULL: nothing
-  script_kind TEXT    NOT NULL, -- how script is known: 'file' for a #! file that the kernel told; '' without a script
-  parent      INTEGER REFERENCES programs -- NULL: not known, or the ninth ancestor
+  script      INTEGER REFERENCES executables, -- what the executable ran as an interpreter: a file, or with 'module' a name; NULL: nothing that has a name
+  script_kind TEXT    NOT NULL, -- 'file': the kernel ran the interpreter for it (#!); 'argument': its path was given; 'module': a name was;
+                                -- 'command': the text itself was; 'stdin'; 'unknown': the arguments could not be read; '': no interpreter
+  parent      INTEGER REFERENCES programs, -- NULL: not known, or the ninth ancestor
+  preload     TEXT    NOT NULL DEFAULT '' -- LD_PRELOAD and LD_AUDIT at exec: code that no hash covers; ends with '…' if more may have been set
 ) STRICT;
 CREATE INDEX programs_key ON programs (key);
 CREATE INDEX programs_executable ON programs (executable);
@@ -39,12 +41,22 @@ CREATE INDEX programs_executable ON programs (executable);
 -- Where something ran: a container, a service, a login. Kept with the records and not with the programs, so that a
 -- container that starts again does not bring new rows for all the ancestors of what it runs.
 CREATE TABLE places (
-  id     INTEGER PRIMARY KEY,
-  boot   TEXT    NOT NULL, -- cgroup ids are given again after it
-  cgroup INTEGER NOT NULL, -- cgroup v2 id
-  name   TEXT    NOT NULL, -- '' if not known
-  UNIQUE (boot, cgroup, name)
+  id        INTEGER PRIMARY KEY,
+  boot      TEXT    NOT NULL, -- ids of control groups are given again after it
+  cgroup    INTEGER NOT NULL, -- id of the control group in the hierarchy that told the place; 0 if not known
+  path      TEXT    NOT NULL, -- of the control group, from its hierarchy's root; '' if not known
+  kind      TEXT    NOT NULL, -- 'container', 'app', 'user', 'session', 'service': the most telling of the below; ''
+  unit      TEXT    NOT NULL, -- of the system's systemd or OpenRC
+  owner     TEXT    NOT NULL, -- uid of the user whose own systemd ran it: what follows is that user's word
+  user_unit TEXT    NOT NULL, -- unit of that systemd
+  session   TEXT    NOT NULL, -- of logind
+  runtime   TEXT    NOT NULL, -- 'docker', 'podman', 'containerd', 'cri-o', 'kubernetes', 'lxc', 'nspawn', …, 'flatpak', 'snap'
+  container TEXT    NOT NULL, -- id, or the name where the runtime has no ids
+  name      TEXT    NOT NULL, -- what the container is called; '' if not known
+  pod       TEXT    NOT NULL, -- uid of the Kubernetes pod
+  app       TEXT    NOT NULL  -- of flatpak, snap or the desktop
 ) STRICT;
+CREATE INDEX places_cgroup ON places (cgroup, boot);
 
 CREATE TABLE addresses (
   id INTEGER PRIMARY KEY,

@@ -1,4 +1,10 @@
 -- 100 to 101: raw rows without what is the same from window to window, roll-ups, totals of losses.
+ALTER TABLE programs ADD COLUMN preload TEXT NOT NULL DEFAULT '';
+CREATE TABLE places_101 (id INTEGER PRIMARY KEY, boot TEXT NOT NULL, cgroup INTEGER NOT NULL, path TEXT NOT NULL, kind TEXT NOT NULL, unit TEXT NOT NULL, owner TEXT NOT NULL, user_unit TEXT NOT NULL, session TEXT NOT NULL, runtime TEXT NOT NULL, container TEXT NOT NULL, name TEXT NOT NULL, pod TEXT NOT NULL, app TEXT NOT NULL) STRICT;
+INSERT INTO places_101 SELECT id, boot, cgroup, '', '', '', '', '', '', '', '', name, '', '' FROM places;
+DROP TABLE places;
+ALTER TABLE places_101 RENAME TO places;
+CREATE INDEX places_cgroup ON places (cgroup, boot);
 ALTER TABLE records RENAME TO records_100;
 ALTER TABLE windows RENAME TO windows_100;
 ALTER TABLE losses RENAME TO losses_100;

@@ -35,6 +35,8 @@ func edges() map[string][]string {
 
 		// The root wing.
 		"internal/sensor":          {"internal/event", "internal/sensor/kernel", "internal/sensor/identity", "internal/sensor/digest", "internal/sensor/procfs", "internal/sensor/outlet"},
+		"internal/sensor/place":    {"internal/event"},
+		"internal/sensor/script":   {"internal/event"},
 		"internal/sensor/kernel":   {"internal/event"},
 		"internal/sensor/identity": {"internal/event"},
 		"internal/sensor/digest":   {"internal/event"},

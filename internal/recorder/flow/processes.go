@@ -33,7 +33,7 @@ type Processes struct {
 	sweepHeld int
 	unknown   *Program
 	kernel    *Executable
-	script    *Digest
+	places    map[event.Place]*event.Place // as they came, to what is kept
 }
 
 // task is a process through all its execs.
@@ -60,7 +60,7 @@ type fileKey struct {
 
 // NewProcesses returns an empty table. Without commands, arguments are dropped.
 func NewProcesses(commands bool) *Processes {
-	p := &Processes{commands: commands, kernel: &Executable{Path: KernelPath, Digest: &Digest{Reason: "a kernel thread has no file"}}, script: &Digest{Reason: ReasonScript}}
+	p := &Processes{commands: commands, kernel: &Executable{Path: KernelPath, Digest: &Digest{Reason: "a kernel thread has no file"}}}
 	p.Reset()
 	p.unknown = &Program{Executable: &Executable{Digest: &Digest{Reason: "the program is not known"}}}
 	return p
@@ -70,6 +70,7 @@ func NewProcesses(commands bool) *Processes {
 func (p *Processes) Reset() {
 	p.tasks = make(map[task][]*image)
 	p.digests = make(map[fileKey]*Digest)
+	p.places = make(map[event.Place]*event.Place)
 	p.sweepAt, p.sweepHeld = maxDigests, digestBytes
 	p.count, p.bytes, p.held = 0, 0, 0
 }
@@ -143,10 +144,8 @@ func (p *Processes) describe(im *image, e *event.Process) {
 }
 
 func (p *Processes) program(e *event.Process, parent *image) *Program {
-	g := &Program{Name: Printable(e.Name), Cgroup: e.Cgroup}
-	if e.Script != "" {
-		g.Script, g.ScriptKind = &Executable{Path: PrintablePath(e.Script), Digest: p.script}, ScriptFile
-	}
+	g := &Program{Name: Printable(e.Name), Cgroup: e.Cgroup, Place: p.place(e.Place), Preload: preload(e)}
+	p.addScript(g, e)
 	if e.Kernel {
 		g.Executable = p.kernel
 	} else {
@@ -282,6 +281,9 @@ func (p *Processes) sweep() {
 		for _, im := range images {
 			for g := im.program; g != nil; g = g.Parent {
 				used[g.Executable.Digest] = true
+				if g.Script != nil {
+					used[g.Script.Digest] = true
+				}
 			}
 		}
 	}
@@ -323,11 +325,16 @@ func (g *Program) digestOf() *Digest { return g.Executable.Digest }
 func (p *Processes) rebase(k fileKey, d *Digest) {
 	for _, images := range p.tasks {
 		for _, im := range images {
-			e := im.program.Executable
-			if e != p.kernel && key(e.File, e.Path) == k {
+			if e := im.program.Executable; e != p.kernel && key(e.File, e.Path) == k {
 				g, x := *im.program, *e
 				x.Digest = d
 				g.Executable = &x
+				im.program = &g
+			}
+			if e := im.program.Script; e != nil && !e.File.IsZero() && key(e.File, e.Path) == k {
+				g, x := *im.program, *e
+				x.Digest = d
+				g.Script = &x
 				im.program = &g
 			}
 		}

@@ -22,11 +22,9 @@ const (
 	maxWord   = 128 // of the words that describe a flow, and of hashes
 )
 
-// ReasonScript is why the digest of a script is not known: the kernel's word is only its path.
-const ReasonScript = "a script's hash is not taken"
-
-// ScriptFile is the ScriptKind of a script that the kernel started for its #! line.
-const ScriptFile = "file"
+// ReasonScript begins the reason why the digest of a script is not known: it never will be, and a digest that comes for an
+// executable of the same path is not the script's.
+const ReasonScript = "script: "
 
 // Digest is the hash of a file, shared by every Executable of that file, so that a hash that comes late
 // completes them all. It is owned by the goroutine that owns the Table.
@@ -48,11 +46,25 @@ type Program struct {
 	Executable *Executable
 	Name       string
 	Cmdline    string
-	Script     *Executable // nil: none
-	ScriptKind string      // "" without a script, or ScriptFile
-	Cgroup     uint64      // cgroup v2 id, 0 if not known
-	Parent     *Program    // nil: not known, or beyond MaxAncestors
-	depth      int         // number of ancestors
+	Script     *Executable  // what Executable runs as an interpreter: a file, or the name of a module; nil: none, or no name
+	ScriptKind string       // one of event.Script…; "": Executable is no interpreter
+	Preload    string       // LD_PRELOAD and LD_AUDIT at exec
+	Cgroup     uint64       // id of the control group, 0 if not known
+	Place      *event.Place // nil: not known. Shared: never changed
+	Parent     *Program     // nil: not known, or beyond MaxAncestors
+	depth      int          // number of ancestors
+}
+
+// Title is the path of the executable, and what it runs as an interpreter.
+func (p *Program) Title() string {
+	name := ""
+	if p.Script != nil {
+		name = p.Script.Path
+	}
+	if label := event.ScriptLabel(p.ScriptKind, name); label != "" {
+		return p.Executable.Path + " › " + label
+	}
+	return p.Executable.Path
 }
 
 // programOverhead is about what a program costs besides its texts, in bytes.
@@ -60,7 +72,7 @@ const programOverhead = 256
 
 // size is about what the program costs, without its ancestors, in bytes.
 func (p *Program) size() int {
-	n := programOverhead + len(p.Executable.Path) + len(p.Name) + len(p.Cmdline)
+	n := programOverhead + len(p.Executable.Path) + len(p.Name) + len(p.Cmdline) + len(p.Preload)
 	if p.Script != nil {
 		n += len(p.Script.Path)
 	}

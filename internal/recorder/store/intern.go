@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
@@ -16,6 +17,7 @@ import (
 const (
 	maxPrograms = 1 << 12
 	maxIDs      = 1 << 13
+	maxPlaces   = 1 << 10
 	maxKeys     = 4 << 20 // bytes of the texts in the keys of programs, and of executables
 )
 
@@ -38,6 +40,7 @@ type ids struct {
 type programKey struct {
 	executable, parent, script int64
 	name, cmdline, scriptKind  string
+	preload                    string
 }
 
 type actorKey struct {
@@ -48,6 +51,7 @@ type actorKey struct {
 type placeKey struct {
 	boot   string
 	cgroup uint64
+	place  event.Place
 }
 
 type executableKey struct {
@@ -117,7 +121,7 @@ func (s *SQLite) program(ctx context.Context, p *flow.Program) (int64, error) {
 		return 0, err
 	}
 	var parent, script any
-	k := programKey{executable: executable, name: p.Name, cmdline: p.Cmdline, scriptKind: p.ScriptKind}
+	k := programKey{executable: executable, name: p.Name, cmdline: p.Cmdline, scriptKind: p.ScriptKind, preload: p.Preload}
 	if p.Script != nil {
 		if k.script, err = s.executable(ctx, p.Script); err != nil {
 			return 0, err
@@ -132,13 +136,13 @@ func (s *SQLite) program(ctx context.Context, p *flow.Program) (int64, error) {
 	}
 	id, ok := s.ids.programs[k]
 	if !ok {
-		id, err = intern(ctx, s.st.findProgram, s.st.addProgram, k.hash(), executable, p.Name, p.Cmdline, script, p.ScriptKind, parent)
+		id, err = intern(ctx, s.st.findProgram, s.st.addProgram, k.hash(), executable, p.Name, p.Cmdline, script, p.ScriptKind, p.Preload, parent)
 		if err != nil {
 			return 0, err
 		}
-		if s.ids.inPrograms += len(k.name) + len(k.cmdline); s.ids.inPrograms > maxKeys || len(s.ids.programs) >= maxPrograms {
+		if s.ids.inPrograms += len(k.name) + len(k.cmdline) + len(k.preload); s.ids.inPrograms > maxKeys || len(s.ids.programs) >= maxPrograms {
 			clear(s.ids.programs)
-			s.ids.inPrograms = len(k.name) + len(k.cmdline)
+			s.ids.inPrograms = len(k.name) + len(k.cmdline) + len(k.preload)
 		}
 		keep(s.ids.programs, maxPrograms, k, id)
 	}
@@ -161,6 +165,10 @@ func (k *programKey) hash() int64 {
 	b = append(b, k.scriptKind...)
 	b = append(b, 0)
 	b = append(b, k.cmdline...)
+	if k.preload != "" { // without it, the hash is that of a database of version 100
+		b = append(b, 0)
+		b = append(b, k.preload...)
+	}
 	h.Write(b)
 	return int64(h.Sum64())
 }
@@ -175,10 +183,10 @@ func (s *SQLite) executable(ctx context.Context, e *flow.Executable) (int64, err
 	if ok && row.digest.SHA256 == "" {
 		_, err = s.st.setExecutable.ExecContext(ctx, e.Digest.SHA256, e.Digest.Reason, row.id)
 	} else {
-		// A file whose identity is not known may be another one since the last run: its row is not shared with it. Of a
-		// script only the path is told, and no hash.
+		// A file whose identity is not known may be another one since the last run: its row is not shared with it. A
+		// script that could not be found has its name and no hash.
 		var after int64
-		if e.File.IsZero() && e.Path != "" && e.Path != flow.KernelPath && e.Digest.Reason != flow.ReasonScript {
+		if e.File.IsZero() && e.Path != "" && e.Path != flow.KernelPath && !strings.HasPrefix(e.Digest.Reason, flow.ReasonScript) {
 			after = s.before
 		}
 		args := append(fileArgs(e.File, e.Path), e.Digest.SHA256, e.Digest.Reason)
@@ -219,7 +227,7 @@ func (s *SQLite) complete(ctx context.Context, d *flow.Digested) error {
 			rows.Close()
 			return err
 		}
-		if !d.File.IsZero() || (path == d.Path && id > s.before && reason != flow.ReasonScript) {
+		if !d.File.IsZero() || (path == d.Path && id > s.before && !strings.HasPrefix(reason, flow.ReasonScript)) {
 			todo = append(todo, id)
 		}
 	}
@@ -240,7 +248,7 @@ func (s *SQLite) actor(ctx context.Context, boot string, r *flow.Record) (int64,
 	if err != nil {
 		return 0, err
 	}
-	place, err := s.place(ctx, boot, r.Program.Cgroup)
+	place, err := s.place(ctx, boot, r.Program)
 	if err != nil {
 		return 0, err
 	}
@@ -263,20 +271,24 @@ func (s *SQLite) actor(ctx context.Context, boot string, r *flow.Record) (int64,
 	return id, nil
 }
 
-// place returns the row of a cgroup of a boot.
-func (s *SQLite) place(ctx context.Context, boot string, cgroup uint64) (any, error) {
-	if cgroup == 0 {
+// place returns the row of where a program ran in a boot.
+func (s *SQLite) place(ctx context.Context, boot string, g *flow.Program) (any, error) {
+	if g.Cgroup == 0 && g.Place == nil {
 		return nil, nil
 	}
-	k := placeKey{boot, cgroup}
+	k := placeKey{boot: boot, cgroup: g.Cgroup}
+	if g.Place != nil {
+		k.place = *g.Place
+	}
 	if id, ok := s.ids.places[k]; ok {
 		return id, nil
 	}
-	id, err := intern(ctx, s.st.findPlace, s.st.addPlace, boot, int64(cgroup), "")
+	p := &k.place
+	id, err := intern(ctx, s.st.findPlace, s.st.addPlace, boot, int64(g.Cgroup), p.Path, p.Name, p.Kind, p.Unit, p.Owner, p.UserUnit, p.Session, p.Runtime, p.Container, p.Pod, p.App)
 	if err != nil {
 		return nil, err
 	}
-	keep(s.ids.places, maxPrograms, k, id)
+	keep(s.ids.places, maxPlaces, k, id)
 	return id, nil
 }
 

@@ -38,8 +38,8 @@ func meaning(t *testing.T, path string) string {
 	var b strings.Builder
 	for _, q := range []string{
 		`SELECT * FROM connections ORDER BY 5, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16`,
-		`SELECT start, "end", path, boot, cgroup, r.uid, family, protocol, direction, layer, peer, l.ip, local_port, net_ns, sent, received FROM records r JOIN windows w ON w.id = window
-			JOIN kinds k ON k.id = kind JOIN programs p ON p.id = program JOIN executables e ON e.id = executable LEFT JOIN places c ON c.id = place LEFT JOIN addresses l ON l.id = local
+		`SELECT start, "end", e.path, boot, cgroup, r.uid, family, protocol, direction, layer, peer, l.ip, local_port, net_ns, sent, received FROM records r JOIN windows w ON w.id = window
+			JOIN kinds k ON k.id = r.kind JOIN programs p ON p.id = r.program JOIN executables e ON e.id = executable LEFT JOIN places c ON c.id = r.place LEFT JOIN addresses l ON l.id = local
 			ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16`,
 		`SELECT start, "end", sum(unattributed_sent), sum(unattributed_received), s.stream FROM windows JOIN streams s ON s.id = windows.stream GROUP BY 1, 2, 5 ORDER BY 1, 2, 5`,
 		`SELECT start, reason, count FROM losses JOIN windows ON id = window ORDER BY 1, 2, 3`,

@@ -97,7 +97,7 @@ func (r *reading) unit(n int, name string) {
 				p.Session = event.Text([]byte(session))
 			}
 			if name == "user@"+uid+".service" {
-				p.User = uid
+				p.Owner = uid
 			}
 		}
 		if !r.inside {
@@ -106,7 +106,7 @@ func (r *reading) unit(n int, name string) {
 		return
 	}
 	// A user's systemd puts its own processes into init.scope; below another unit, these names mean nothing to us.
-	if p.User != "" && p.UserUnit == "" {
+	if p.Owner != "" && p.UserUnit == "" {
 		p.UserUnit = event.Text([]byte(name))
 		if !r.inside {
 			r.app(name)

@@ -39,21 +39,21 @@ func TestShapes(t *testing.T) {
 		{"systemd itself", "/init.scope", event.Place{Kind: event.PlaceService, Unit: "init.scope"}},
 		{"session", "/user.slice/user-1000.slice/session-3.scope", event.Place{Kind: event.PlaceSession, Unit: "session-3.scope", Session: "3"}},
 		{"session of a greeter", "/user.slice/user-42.slice/session-c1.scope", event.Place{Kind: event.PlaceSession, Unit: "session-c1.scope", Session: "c1"}},
-		{"user service", "/user.slice/user-1000.slice/user@1000.service/app.slice/syncthing.service", event.Place{Kind: event.PlaceUser, Unit: "user@1000.service", User: "1000", UserUnit: "syncthing.service"}},
-		{"user's systemd", "/user.slice/user-1000.slice/user@1000.service/init.scope", event.Place{Kind: event.PlaceUser, Unit: "user@1000.service", User: "1000", UserUnit: "init.scope"}},
-		{"root's own", "/user.slice/user-0.slice/user@0.service/app.slice/a.service", event.Place{Kind: event.PlaceUser, Unit: "user@0.service", User: "0", UserUnit: "a.service"}},
-		{"older user service", "/user.slice/user-1000.slice/user@1000.service/dbus.service", event.Place{Kind: event.PlaceUser, Unit: "user@1000.service", User: "1000", UserUnit: "dbus.service"}},
+		{"user service", "/user.slice/user-1000.slice/user@1000.service/app.slice/syncthing.service", event.Place{Kind: event.PlaceUser, Unit: "user@1000.service", Owner: "1000", UserUnit: "syncthing.service"}},
+		{"user's systemd", "/user.slice/user-1000.slice/user@1000.service/init.scope", event.Place{Kind: event.PlaceUser, Unit: "user@1000.service", Owner: "1000", UserUnit: "init.scope"}},
+		{"root's own", "/user.slice/user-0.slice/user@0.service/app.slice/a.service", event.Place{Kind: event.PlaceUser, Unit: "user@0.service", Owner: "0", UserUnit: "a.service"}},
+		{"older user service", "/user.slice/user-1000.slice/user@1000.service/dbus.service", event.Place{Kind: event.PlaceUser, Unit: "user@1000.service", Owner: "1000", UserUnit: "dbus.service"}},
 		{"openrc", "/openrc.sshd", event.Place{Kind: event.PlaceService, Unit: "sshd"}},
 		// systemd.io/DESKTOP_ENVIRONMENTS, "XDG standardization for applications".
-		{"desktop scope", "/user.slice/user-1000.slice/user@1000.service/app.slice/app-gnome-org.gnome.Terminal-2345.scope", event.Place{Kind: event.PlaceUser, Unit: "user@1000.service", User: "1000", UserUnit: "app-gnome-org.gnome.Terminal-2345.scope", App: "org.gnome.Terminal"}},
-		{"desktop scope, escaped", `/user.slice/user-1000.slice/user@1000.service/app.slice/app-gnome-visual\x2dstudio\x2dcode-17.scope`, event.Place{Kind: event.PlaceUser, Unit: "user@1000.service", User: "1000", UserUnit: `app-gnome-visual\\x2dstudio\\x2dcode-17.scope`, App: "visual-studio-code"}},
-		{"desktop service", "/user.slice/user-1000.slice/user@1000.service/app.slice/app-org.kde.konsole@0f3c.service", event.Place{Kind: event.PlaceUser, Unit: "user@1000.service", User: "1000", UserUnit: "app-org.kde.konsole@0f3c.service", App: "org.kde.konsole"}},
+		{"desktop scope", "/user.slice/user-1000.slice/user@1000.service/app.slice/app-gnome-org.gnome.Terminal-2345.scope", event.Place{Kind: event.PlaceUser, Unit: "user@1000.service", Owner: "1000", UserUnit: "app-gnome-org.gnome.Terminal-2345.scope", App: "org.gnome.Terminal"}},
+		{"desktop scope, escaped", `/user.slice/user-1000.slice/user@1000.service/app.slice/app-gnome-visual\x2dstudio\x2dcode-17.scope`, event.Place{Kind: event.PlaceUser, Unit: "user@1000.service", Owner: "1000", UserUnit: `app-gnome-visual\\x2dstudio\\x2dcode-17.scope`, App: "visual-studio-code"}},
+		{"desktop service", "/user.slice/user-1000.slice/user@1000.service/app.slice/app-org.kde.konsole@0f3c.service", event.Place{Kind: event.PlaceUser, Unit: "user@1000.service", Owner: "1000", UserUnit: "app-org.kde.konsole@0f3c.service", App: "org.kde.konsole"}},
 		// flatpak common/flatpak-run.c: app-flatpak-ID-PID.scope since 1.9.1, flatpak-ID-PID.scope before.
-		{"flatpak", "/user.slice/user-1000.slice/user@1000.service/app.slice/app-flatpak-org.mozilla.firefox-2891.scope", event.Place{Kind: event.PlaceApp, Unit: "user@1000.service", User: "1000", UserUnit: "app-flatpak-org.mozilla.firefox-2891.scope", Runtime: "flatpak", App: "org.mozilla.firefox"}},
-		{"flatpak, old", "/user.slice/user-1000.slice/user@1000.service/flatpak-org.gnome.gedit-77.scope", event.Place{Kind: event.PlaceApp, Unit: "user@1000.service", User: "1000", UserUnit: "flatpak-org.gnome.gedit-77.scope", Runtime: "flatpak", App: "org.gnome.gedit"}},
+		{"flatpak", "/user.slice/user-1000.slice/user@1000.service/app.slice/app-flatpak-org.mozilla.firefox-2891.scope", event.Place{Kind: event.PlaceApp, Unit: "user@1000.service", Owner: "1000", UserUnit: "app-flatpak-org.mozilla.firefox-2891.scope", Runtime: "flatpak", App: "org.mozilla.firefox"}},
+		{"flatpak, old", "/user.slice/user-1000.slice/user@1000.service/flatpak-org.gnome.gedit-77.scope", event.Place{Kind: event.PlaceApp, Unit: "user@1000.service", Owner: "1000", UserUnit: "flatpak-org.gnome.gedit-77.scope", Runtime: "flatpak", App: "org.gnome.gedit"}},
 		// snapd sandbox/cgroup/tracking.go and naming.SecurityTag.
-		{"snap app", "/user.slice/user-1000.slice/user@1000.service/app.slice/snap.firefox.firefox-2f1d5a0e-93c8-4b1e-8f7e-0b1f2a3c4d5e.scope", event.Place{Kind: event.PlaceApp, Unit: "user@1000.service", User: "1000", UserUnit: "snap.firefox.firefox-2f1d5a0e-93c8-4b1e-8f7e-0b1f2a3c4d5e.scope", Runtime: "snap", App: "firefox"}},
-		{"snap app of another name", "/user.slice/user-1000.slice/user@1000.service/app.slice/snap.libreoffice.writer-2f1d5a0e-93c8-4b1e-8f7e-0b1f2a3c4d5e.scope", event.Place{Kind: event.PlaceApp, Unit: "user@1000.service", User: "1000", UserUnit: "snap.libreoffice.writer-2f1d5a0e-93c8-4b1e-8f7e-0b1f2a3c4d5e.scope", Runtime: "snap", App: "libreoffice.writer"}},
+		{"snap app", "/user.slice/user-1000.slice/user@1000.service/app.slice/snap.firefox.firefox-2f1d5a0e-93c8-4b1e-8f7e-0b1f2a3c4d5e.scope", event.Place{Kind: event.PlaceApp, Unit: "user@1000.service", Owner: "1000", UserUnit: "snap.firefox.firefox-2f1d5a0e-93c8-4b1e-8f7e-0b1f2a3c4d5e.scope", Runtime: "snap", App: "firefox"}},
+		{"snap app of another name", "/user.slice/user-1000.slice/user@1000.service/app.slice/snap.libreoffice.writer-2f1d5a0e-93c8-4b1e-8f7e-0b1f2a3c4d5e.scope", event.Place{Kind: event.PlaceApp, Unit: "user@1000.service", Owner: "1000", UserUnit: "snap.libreoffice.writer-2f1d5a0e-93c8-4b1e-8f7e-0b1f2a3c4d5e.scope", Runtime: "snap", App: "libreoffice.writer"}},
 		{"snap service", "/system.slice/snap.lxd.daemon.service", event.Place{Kind: event.PlaceApp, Unit: "snap.lxd.daemon.service", Runtime: "snap", App: "lxd.daemon"}},
 		{"snap with a dash", "/system.slice/snap.canonical-livepatch.canonical-livepatchd.service", event.Place{Kind: event.PlaceApp, Unit: "snap.canonical-livepatch.canonical-livepatchd.service", Runtime: "snap", App: "canonical-livepatch.canonical-livepatchd"}},
 		// moby daemon/oci_linux.go (withCgroups): "system.slice:docker:ID" with systemd, "/docker/ID" without.
@@ -62,7 +62,7 @@ func TestShapes(t *testing.T) {
 		{"docker, old Debian", "/" + id, event.Place{Kind: event.PlaceContainer, Container: id}},
 		{"docker, own parent", "/actions_job/" + id, docker(event.Place{})},
 		{"docker, own slice", "/my.slice/docker-" + id + ".scope", docker(event.Place{Unit: "docker-" + id + ".scope"})},
-		{"docker, rootless", "/user.slice/user-1000.slice/user@1000.service/user.slice/docker-" + id + ".scope", docker(event.Place{Unit: "user@1000.service", User: "1000", UserUnit: "docker-" + id + ".scope"})},
+		{"docker, rootless", "/user.slice/user-1000.slice/user@1000.service/user.slice/docker-" + id + ".scope", docker(event.Place{Unit: "user@1000.service", Owner: "1000", UserUnit: "docker-" + id + ".scope"})},
 		{"docker, systemd inside", "/system.slice/docker-" + id + ".scope/system.slice/nginx.service", docker(event.Place{Unit: "docker-" + id + ".scope"})},
 		{"docker in docker", "/docker/" + id + "/docker/" + id2, docker(event.Place{})},
 		{"docker, Amazon ECS", "/ecs/8d5b1a5c-2f6c-4d9a-9c1c-1c0a3f6b7e11/" + id, docker(event.Place{})},
@@ -74,9 +74,9 @@ func TestShapes(t *testing.T) {
 		{"podman, old", "/machine.slice/libpod-" + id + ".scope", docker(event.Place{Runtime: "podman", Unit: "libpod-" + id + ".scope"})},
 		{"podman, cgroupfs", "/libpod_parent/libpod-" + id, docker(event.Place{Runtime: "podman"})},
 		{"podman, pod", "/machine.slice/machine-libpod_pod_" + id2 + ".slice/libpod-" + id + ".scope", docker(event.Place{Runtime: "podman", Unit: "libpod-" + id + ".scope"})},
-		{"podman, rootless", "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-" + id + ".scope/container", docker(event.Place{Runtime: "podman", Unit: "user@1000.service", User: "1000", UserUnit: "libpod-" + id + ".scope"})},
+		{"podman, rootless", "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-" + id + ".scope/container", docker(event.Place{Runtime: "podman", Unit: "user@1000.service", Owner: "1000", UserUnit: "libpod-" + id + ".scope"})},
 		{"podman, quadlet", "/system.slice/redis.service/libpod-payload-" + id, docker(event.Place{Runtime: "podman", Unit: "redis.service"})},
-		{"podman, quadlet, rootless", "/user.slice/user-1000.slice/user@1000.service/app.slice/redis.service/libpod-payload-" + id, docker(event.Place{Runtime: "podman", Unit: "user@1000.service", User: "1000", UserUnit: "redis.service"})},
+		{"podman, quadlet, rootless", "/user.slice/user-1000.slice/user@1000.service/app.slice/redis.service/libpod-payload-" + id, docker(event.Place{Runtime: "podman", Unit: "user@1000.service", Owner: "1000", UserUnit: "redis.service"})},
 		{"podman, quadlet's conmon", "/system.slice/redis.service/runtime", event.Place{Kind: event.PlaceService, Unit: "redis.service"}},
 		{"podman's conmon", "/machine.slice/libpod-conmon-" + id + ".scope", event.Place{Kind: event.PlaceService, Unit: "libpod-conmon-" + id + ".scope"}},
 		// containerd internal/cri/server/helpers_linux.go (getCgroupsPath); nerdctl pkg/cmd/container.
@@ -108,7 +108,7 @@ func TestShapes(t *testing.T) {
 		// libvirt src/util/virsystemd.c: machine-DRIVER-NUMBER-NAME.scope.
 		{"libvirt", `/machine.slice/machine-qemu\x2d3\x2dwin11.scope/libvirt/emulator`, event.Place{Kind: event.PlaceContainer, Runtime: "libvirt", Container: "win11", Unit: `machine-qemu\x2d3\x2dwin11.scope`}},
 		// Whoever may make groups chooses names.
-		{"a user's claim", "/user.slice/user-1000.slice/user@1000.service/docker-" + id + ".scope", docker(event.Place{Unit: "user@1000.service", User: "1000", UserUnit: "docker-" + id + ".scope"})},
+		{"a user's claim", "/user.slice/user-1000.slice/user@1000.service/docker-" + id + ".scope", docker(event.Place{Unit: "user@1000.service", Owner: "1000", UserUnit: "docker-" + id + ".scope"})},
 		{"a container's claim", "/docker/" + id + "/system.slice/docker-" + id2 + ".scope", docker(event.Place{})},
 		{"a container's claim to be a session", "/docker/" + id + "/user.slice/user-0.slice/session-1.scope", docker(event.Place{})},
 		{"a session where none can be", "/system.slice/evil.service/user.slice/user-0.slice/session-1.scope", event.Place{Kind: event.PlaceService, Unit: "evil.service"}},
@@ -122,7 +122,7 @@ func TestShapes(t *testing.T) {
 		{"only a suffix", "/app-.scope", event.Place{Kind: event.PlaceService, Unit: "app-.scope"}},
 		{"only prefixes", "/docker-.scope/libpod-/snap./lxc.payload./app-/openrc.", event.Place{Kind: event.PlaceService, Unit: "docker-.scope"}},
 		{"snap without a name", "/snap.-00000000-0000-0000-0000-000000000000.scope", event.Place{Kind: event.PlaceApp, Runtime: "snap", App: "-00000000-0000-0000-0000-000000000000", Unit: "snap.-00000000-0000-0000-0000-000000000000.scope"}},
-		{"NUL by escape", `/user.slice/user-1.slice/user@1.service/app-a\x00b-1.scope`, event.Place{Kind: event.PlaceUser, Unit: "user@1.service", User: "1", UserUnit: `app-a\\x00b-1.scope`, App: `a\\x00b`}},
+		{"NUL by escape", `/user.slice/user-1.slice/user@1.service/app-a\x00b-1.scope`, event.Place{Kind: event.PlaceUser, Unit: "user@1.service", Owner: "1", UserUnit: `app-a\\x00b-1.scope`, App: `a\\x00b`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.want.Path = event.Text([]byte(c.path))
@@ -153,7 +153,7 @@ func FuzzOf(f *testing.F) {
 	f.Add(`/user.slice/user-1.slice/user@1.service/app-\x\x2-.scope`)
 	f.Fuzz(func(t *testing.T, path string) {
 		p := Of(path)
-		for _, s := range []string{p.Path, p.Unit, p.User, p.UserUnit, p.Session, p.Runtime, p.Container, p.Pod, p.App} {
+		for _, s := range []string{p.Path, p.Unit, p.Owner, p.UserUnit, p.Session, p.Runtime, p.Container, p.Pod, p.App} {
 			if event.Text([]byte(strings.ReplaceAll(s, `\`, ""))) != strings.ReplaceAll(s, `\`, "") {
 				t.Errorf("%q is not printable", s)
 			}
