@@ -42,7 +42,6 @@ func Child(o ChildOptions) error {
 // prepare only returns on failure. All calls but the mounts change one thread; execve(2) makes its state the process's.
 func prepare(o ChildOptions) error {
 	runtime.LockOSThread()
-	signal.Ignore(syscall.SIGHUP) // stays so over execve(2), until recordStream listens to it
 	if o.UID == 0 || o.GID == 0 {
 		return errors.New("the recorder must not be root")
 	}

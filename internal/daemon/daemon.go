@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"os"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -91,7 +90,7 @@ func Run(ctx context.Context, o Options) error {
 			case <-ctx.Done():
 				return
 			case <-o.Reopen:
-				spawn.signal(syscall.SIGHUP)
+				spawn.reopen()
 			}
 		}
 	}()

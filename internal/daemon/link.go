@@ -68,10 +68,37 @@ type link struct {
 	ended chan struct{} // closed when the recorder's process ended
 
 	mu sync.Mutex // one writer at a time
+
+	hup   sync.Mutex
+	ready bool // it has spoken, so it listens to signals; guarded by hup
+	asked bool // SIGHUP is due when it is ready; guarded by hup
 }
 
 // Read reads the recorder's acks.
-func (l *link) Read(p []byte) (int, error) { return l.conn.Read(p) }
+func (l *link) Read(p []byte) (int, error) {
+	n, err := l.conn.Read(p)
+	if n > 0 {
+		l.hup.Lock()
+		defer l.hup.Unlock()
+		l.ready = true
+		if l.asked {
+			l.asked = false
+			_ = l.cmd.Process.Signal(unix.SIGHUP) // one that is gone needs none
+		}
+	}
+	return n, err
+}
+
+// reopen sends SIGHUP to the recorder. It would end one that does not listen yet: that one gets it with its first ack.
+func (l *link) reopen() error {
+	l.hup.Lock()
+	defer l.hup.Unlock()
+	if !l.ready {
+		l.asked = true
+		return nil
+	}
+	return l.cmd.Process.Signal(unix.SIGHUP)
+}
 
 // Write writes lines of the stream, or a part of one.
 func (l *link) Write(p []byte) (int, error) {

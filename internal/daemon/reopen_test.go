@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/picosnitch/picosnitch/internal/event"
@@ -23,14 +22,15 @@ func TestReopen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.signal(syscall.SIGHUP) // there is none yet
+	s.reopen() // there is none yet
 	rw, err := s.connect(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := rw.(*link)
 	defer l.Close()
-	s.signal(syscall.SIGHUP) // while it starts
+	s.reopen() // while it starts
+	go io.Copy(io.Discard, l)
 	send(t, l, &event.Event{At: 1e18, Hello: &event.Hello{Version: event.Version, Stream: "test", SelfTest: "ok", Started: 1e18}})
 	log := filepath.Join(p.Dir, "conn.log")
 	there := func() bool { _, err := os.Lstat(log); return err == nil }
@@ -38,7 +38,7 @@ func TestReopen(t *testing.T) {
 	if err := os.Rename(log, log+".1"); err != nil {
 		t.Fatal(err)
 	}
-	s.signal(syscall.SIGHUP)
+	s.reopen()
 	batch := uint64(0)
 	until(t, "a new conn.log", func() bool {
 		batch++

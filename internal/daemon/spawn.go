@@ -42,7 +42,7 @@ type spawner struct {
 	stderr   *tail
 
 	mu  sync.Mutex
-	now *os.Process // the recorder that runs, or ran last; guarded by mu
+	now *link // the recorder that runs, or ran last; guarded by mu
 }
 
 func newSpawner(p Place, f *Folder, c config.Config, board *bulletin, o Options) (*spawner, error) {
@@ -60,15 +60,15 @@ func newSpawner(p Place, f *Folder, c config.Config, board *bulletin, o Options)
 	return s, nil
 }
 
-// signal sends a signal to the recorder. One that has just ended needs none.
-func (s *spawner) signal(sig os.Signal) {
+// reopen makes the recorder open its files again. One that has just ended, or is not there yet, needs it not.
+func (s *spawner) reopen() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.now == nil {
 		return
 	}
-	if err := s.now.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		s.o.Logger.Warn("pass a signal on to the recorder", "error", err)
+	if err := s.now.reopen(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		s.o.Logger.Warn("pass SIGHUP on to the recorder", "error", err)
 	}
 }
 
@@ -132,10 +132,10 @@ func (s *spawner) connect(ctx context.Context) (io.ReadWriteCloser, error) {
 		conn.Close()
 		return nil, fmt.Errorf("start the recorder: %w", err)
 	}
-	s.mu.Lock()
-	s.now = cmd.Process
-	s.mu.Unlock()
 	l := &link{conn: conn, board: s.board, cmd: cmd, ended: make(chan struct{})}
+	s.mu.Lock()
+	s.now = l
+	s.mu.Unlock()
 	go func() {
 		defer close(l.ended)
 		if err := cmd.Wait(); err != nil {
