@@ -34,11 +34,15 @@ func edges() map[string][]string {
 		"internal/config": {"internal/event"},
 
 		// The root wing.
-		"internal/sensor":          {"internal/event", "internal/sensor/kernel", "internal/sensor/identity", "internal/sensor/digest", "internal/sensor/procfs", "internal/sensor/outlet"},
+		"internal/sensor": {
+			"internal/event", "internal/sensor/kernel", "internal/sensor/identity", "internal/sensor/fanotify", "internal/sensor/digest",
+			"internal/sensor/procfs", "internal/sensor/outlet",
+		},
 		"internal/sensor/place":    {"internal/event"},
 		"internal/sensor/script":   {"internal/event"},
 		"internal/sensor/kernel":   {"internal/event"},
 		"internal/sensor/identity": {"internal/event"},
+		"internal/sensor/fanotify": {"internal/event"},
 		"internal/sensor/digest":   {"internal/event"},
 		"internal/sensor/procfs":   {"internal/event"},
 		"internal/sensor/outlet":   {"internal/event"},
