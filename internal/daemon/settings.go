@@ -6,7 +6,7 @@ import (
 )
 
 // settings is what the recorder needs of config.json. The recorder does not know the file.
-func settings(c config.Config) recorder.Settings {
+func settings(c config.Config, owner uint32) recorder.Settings {
 	return recorder.Settings{
 		SQLLog:       c.SQLLog,
 		TextLog:      c.TextLog,
@@ -15,6 +15,9 @@ func settings(c config.Config) recorder.Settings {
 		WriteLimit:   int64(c.WriteLimit),
 		LogAddresses: c.LogAddresses,
 		LogCommands:  c.LogCommands,
+
+		Desktop: c.Notifications,
+		Owner:   owner,
 
 		IgnoreHashes:  c.LogIgnore.SHA256,
 		IgnoreDomains: c.LogIgnore.Domains,

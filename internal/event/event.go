@@ -256,13 +256,18 @@ type Exit struct {
 	ID ProcessID `json:"id"`
 }
 
+// ReasonFUSE is the Executable.Reason of a file that root may not read and its user may: the session process of that user can
+// hash it.
+const ReasonFUSE = "unreadable: a file system only its user can read (FUSE)"
+
 // Executable is the digest of a file that a process executes, or the reason why there is none. It may come
 // after the flows of the process.
 type Executable struct {
 	File   FileID `json:"file,omitzero"`
 	Path   string `json:"path"`             // as in Process.Path
 	SHA256 string `json:"sha256,omitempty"` // lower-case hex
-	Reason string `json:"reason,omitempty"` // why SHA256 is empty, in words for the user
+	// Reason is why SHA256 is empty, in words for the user; beside a SHA256, what that rests on.
+	Reason string `json:"reason,omitempty"`
 }
 
 // Modified says that the content of a file that was executed is being changed in place. The digest of what is there now comes when it is

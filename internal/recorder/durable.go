@@ -114,6 +114,9 @@ func (r *recorder) shut() error {
 	for _, q := range r.queues {
 		err = errors.Join(err, q.Close())
 	}
+	if r.desk != nil {
+		r.desk.Close()
+	}
 	if r.feed != nil {
 		err = errors.Join(err, r.feed.Close()) // last: a reader may need a moment to go
 	}

@@ -14,10 +14,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/picosnitch/picosnitch/internal/errand"
 	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/recorder/desk"
 	"github.com/picosnitch/picosnitch/internal/recorder/feed"
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
 	"github.com/picosnitch/picosnitch/internal/recorder/names"
+	"github.com/picosnitch/picosnitch/internal/recorder/notify"
 	"github.com/picosnitch/picosnitch/internal/recorder/store"
 )
 
@@ -50,6 +53,7 @@ type Options struct {
 	FeedDir  string                   // for events.sock; "": no live feed
 	Settings Settings                 // see Defaults
 	Hosts    string                   // file of names; "": HostsPath. Use os.DevNull for another machine's stream
+	Door     *errand.Door             // where the sessions of desktop users come in; nil: nowhere
 	Live     io.Writer                // gets a readable line per flow; nil: none
 	Reopen   <-chan struct{}          // open conn.log again: it was moved away; nil: never
 	Ack      func(batch uint64) error // told how far the stream is on disk; nil: nobody is
@@ -72,7 +76,10 @@ type recorder struct {
 	text      *store.Text   // nil: off
 	queues    []*store.Queue
 	feed      *feed.Feed // nil: none
-	live      *live      // nil: none
+	desk      *desk.Desk // nil: none
+	ways      []notify.Way
+	unread    []unread
+	live      *live // nil: none
 
 	hello     event.Hello
 	helloLine atomic.Pointer[[]byte]
@@ -177,6 +184,7 @@ func open(ctx context.Context, o Options) (*recorder, error) {
 	}
 	r.refreshNames()
 	r.publishStatus()
+	r.openDesk()
 	if o.FeedDir != "" {
 		// Not having it costs the live views and no record.
 		if r.feed, err = feed.Listen(o.FeedDir, r.greet); err != nil {
@@ -225,14 +233,8 @@ func (r *recorder) take(ev *event.Event, line []byte) {
 	case ev.Exit != nil:
 		r.processes.End(ev.Exit.ID)
 	case ev.Executable != nil:
-		e := ev.Executable
-		if r.processes.Executable(e) {
-			d := flow.Digested{File: e.File, Path: flow.PrintablePath(e.Path), SHA256: flow.PrintableWord(e.SHA256), Reason: flow.PrintableReason(e.Reason)}
-			r.digests = append(r.digests, d)
-			if r.news += len(d.Path) + len(d.SHA256) + len(d.Reason); len(r.digests) >= maxDigests || r.news >= maxNews {
-				r.closeWindow()
-			}
-		}
+		r.takeExecutable(ev.Executable)
+		r.wantHash(ev.Executable)
 	case ev.Flow != nil:
 		r.takeFlow(ev.Flow)
 	case ev.Name != nil:
@@ -257,6 +259,17 @@ func (r *recorder) reopen() {
 		if err := r.text.Reopen(); err != nil {
 			r.notice("error", "open conn.log again: "+err.Error(), "")
 		}
+	}
+}
+
+func (r *recorder) takeExecutable(e *event.Executable) {
+	if !r.processes.Executable(e) {
+		return
+	}
+	d := flow.Digested{File: e.File, Path: flow.PrintablePath(e.Path), SHA256: flow.PrintableWord(e.SHA256), Reason: flow.PrintableReason(e.Reason)}
+	r.digests = append(r.digests, d)
+	if r.news += len(d.Path) + len(d.SHA256) + len(d.Reason); len(r.digests) >= maxDigests || r.news >= maxNews {
+		r.closeWindow()
 	}
 }
 
@@ -300,6 +313,7 @@ func (r *recorder) takeFlow(f *event.Flow) {
 }
 
 func (r *recorder) takeLedger(l *event.Ledger) {
+	r.askSessions()
 	if l.Batch != r.batch && l.Batch != 0 {
 		r.badBatch = fmt.Sprintf("%d came where %d was expected", l.Batch, r.batch)
 		r.tell.add("batch", 1)

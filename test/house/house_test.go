@@ -30,7 +30,7 @@ func edges() map[string][]string {
 
 		// On top: only daemon starts processes, only cli knows everything.
 		"internal/cli":    {"internal/daemon", "internal/config", "internal/event", "internal/sensor", "internal/recorder"},
-		"internal/daemon": {"internal/config", "internal/event", "internal/sensor", "internal/recorder"},
+		"internal/daemon": {"internal/config", "internal/event", "internal/errand", "internal/sensor", "internal/recorder", "internal/session"},
 		"internal/config": {"internal/event"},
 
 		// The root wing.
@@ -48,16 +48,21 @@ func edges() map[string][]string {
 		"internal/sensor/outlet":   {"internal/event"},
 
 		// The recorder's wing: names → flow → store, in the direction of the data.
-		"internal/recorder":       {"internal/event", "internal/schema", "internal/recorder/names", "internal/recorder/flow", "internal/recorder/store", "internal/recorder/feed"},
+		"internal/recorder":       {"internal/event", "internal/schema", "internal/recorder/names", "internal/recorder/flow", "internal/recorder/store", "internal/recorder/feed", "internal/recorder/notify", "internal/recorder/desk", "internal/errand"},
 		"internal/recorder/names": {"internal/event"},
 		"internal/recorder/flow":  {"internal/event"},
 		"internal/recorder/store": {"internal/event", "internal/schema", "internal/recorder/flow"},
 		"internal/recorder/feed":  {"internal/event"},
 		// What is new or changed → what is told.
 		"internal/recorder/notify": {"internal/event"},
+		"internal/recorder/desk":   {"internal/event", "internal/errand", "internal/recorder/notify"},
 
-		// The two things that wings share.
+		// The desktop user's wing: one room.
+		"internal/session": {"internal/event", "internal/errand"},
+
+		// The things that wings share.
 		"internal/event":  {},
+		"internal/errand": {},
 		"internal/schema": {},
 	}
 }

@@ -37,7 +37,7 @@ const (
 	ReasonChanged  = "changed while it was read"
 	ReasonTouched  = "renamed, unlinked or changed between its start and the reading"
 	ReasonDenied   = "unreadable: permission denied"
-	ReasonFUSE     = "unreadable: a file system only its user can read (FUSE)"
+	ReasonFUSE     = event.ReasonFUSE
 	ReasonSize     = "too large to hash"
 	ReasonNoFile   = "not a regular file"
 	ReasonFiles    = "too many open files: raise \"Set RLIMIT_NOFILE\""
