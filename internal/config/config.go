@@ -108,7 +108,6 @@ func (c Config) Later() []string {
 		{KeyRetention, c.RetentionDays != d.RetentionDays},
 		{KeySQLServer, c.SQLServer.Client != ""},
 		{KeyNotifications, c.Notifications != d.Notifications},
-		{KeyEveryExe, c.EveryExe != d.EveryExe},
 		{KeyVTKey, c.VTKey != ""},
 		{KeyVTUpload, c.VTUpload != d.VTUpload},
 		{KeyVTLimit, c.VTLimit != d.VTLimit},

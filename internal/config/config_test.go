@@ -204,7 +204,7 @@ func TestLater(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{KeyRetention, KeySQLServer, KeyNotifications, KeyEveryExe, KeyVTKey}
+	want := []string{KeyRetention, KeySQLServer, KeyNotifications, KeyVTKey}
 	if d := cmp.Diff(want, c.Later()); d != "" {
 		t.Error(d)
 	}
