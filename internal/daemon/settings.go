@@ -22,5 +22,8 @@ func settings(c config.Config, owner uint32) recorder.Settings {
 		IgnoreHashes:  c.LogIgnore.SHA256,
 		IgnoreDomains: c.LogIgnore.Domains,
 		IgnorePorts:   c.LogIgnore.Ports,
+
+		NotifyIgnore: c.NotifyIgnore,
+		NotifyDigest: int64(c.NotifyDigest),
 	}
 }

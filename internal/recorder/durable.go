@@ -111,6 +111,10 @@ func (r *recorder) close() error {
 
 func (r *recorder) shut() error {
 	var err error
+	r.known.Digested(r.at)
+	r.teller.close()
+	r.known.Close(r.at)
+	r.tellKnown()
 	for _, q := range r.queues {
 		err = errors.Join(err, q.Close())
 	}

@@ -25,6 +25,9 @@ type Settings struct {
 	IgnoreHashes  []string `json:"ignore_hashes,omitempty"`  // "Log ignore": its sha256 hashes
 	IgnoreDomains []string `json:"ignore_domains,omitempty"` // "Log ignore": its domains, in reverse notation
 	IgnorePorts   []int    `json:"ignore_ports,omitempty"`   // "Log ignore": its ports
+
+	NotifyIgnore []string `json:"notify_ignore,omitempty"` // "Notify ignore": see notify.NewIgnore
+	NotifyDigest int64    `json:"notify_digest,omitempty"` // "Notify first digest (minutes)"; 0: none
 }
 
 // Defaults are the mission's.

@@ -54,6 +54,7 @@ type Status struct {
 	Feed     FeedStatus    `json:"feed"`
 	Desktops []desk.Status `json:"desktops,omitempty"`
 	Ways     []WayStatus   `json:"ways,omitempty"`
+	Notices  NoticeStatus  `json:"notices"`
 }
 
 // SinkStatus tells how a sink does.
@@ -141,6 +142,7 @@ func (r *recorder) publishStatus() {
 	s.RecorderPID = os.Getpid()
 	s.WindowSeconds = r.o.Settings.WriteLimit
 	s.Durable = r.acked
+	s.Notices = *r.teller.status.Load()
 	s.Records, s.Processes = r.table.Len(), r.processes.Len()
 	if r.sqlite != nil {
 		s.DatabaseBytes = r.sqlite.Size()
