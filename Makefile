@@ -31,6 +31,10 @@ test: ## test everything; installs what it needs on Debian, and uses sudo where 
 test-unprivileged: ## test what needs no root: replay, config, command line, shape of the house
 	test/run --unprivileged
 
+.PHONY: coverage
+coverage: ## play every scenario here and in guests, three times, and write docs/coverage.md
+	$(SUDO) env PATH="$(PATH)" $(GO) run ./test/coverage/cover page
+
 .PHONY: bench
 bench: build ## measure the cost of the monitor: time per operation with it on over off
 	$(SUDO) env PATH="$(PATH)" $(GO) run ./test/bench

@@ -99,10 +99,8 @@ struct exec_report {
 	__u64 inode;
 	__u64 file_size;
 	__s64 ctime_sec;
-	__s64 mtime_sec;
 	__u64 device;
 	__u32 ctime_nsec;
-	__u32 mtime_nsec;
 	__u32 generation;
 	__u32 links;
 	__u32 uid;
@@ -113,7 +111,6 @@ struct exec_report {
 	__u16 script_len;
 	__u16 flags;
 	__u8 comm[16];
-	__u32 zero;
 };
 
 #define EXEC_PATH_CUT 1	     /* the path's beginning is missing */

@@ -31,12 +31,17 @@ type Claim struct {
 	Received uint64 `json:"received"` // bytes
 	Conns    int    `json:"conns"`    // connections opened, or NotStated
 
+	// Kernel says that no program moved the bytes: there is no file, no user and no parent to compare.
+	Kernel bool `json:"kernel,omitempty"`
 	// Unproved says that the program's file was removed right after its end, or run right after it was written, so
 	// that a hash may be impossible. The monitor must then give the right one or none.
 	Unproved bool `json:"unproved,omitempty"`
 	// Vague says that the program did not ask for the addresses of its datagrams. The monitor must then give the
 	// right one or none.
 	Vague bool `json:"vague,omitempty"`
+
+	// Portless says that the monitor may show the remote address without its port.
+	Portless bool `json:"portless,omitempty"`
 
 	// Unsure says that the program left the monitor no room to remember who opened the socket. Direction and own port
 	// must then be the right ones or none.

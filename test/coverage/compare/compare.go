@@ -60,6 +60,9 @@ func (g *group) holds(r row) bool {
 	if g.vague && r.nameless() {
 		f.remote = ""
 	}
+	if g.portless && r.portless() && strings.TrimSuffix(r.Remote, "0") == f.remote[:strings.LastIndexByte(f.remote, ':')+1] {
+		f.remote = ""
+	}
 	if g.unsure && r.Direction == "" {
 		f.direction = ""
 	}
@@ -70,6 +73,7 @@ func (g *group) holds(r row) bool {
 // group is all claims of one flow and the rows that belong to it.
 type group struct {
 	vague    bool
+	portless bool
 	unsure   bool
 	flow     flow
 	want     claim.Bytes
@@ -86,6 +90,9 @@ type row struct{ *monitor.Row }
 
 // nameless reports whether the record has no remote address.
 func (r row) nameless() bool { return r.Remote == ":0" && r.Peer == "" }
+
+// portless reports whether the record's remote address has no port.
+func (r row) portless() bool { return strings.HasSuffix(r.Remote, ":0") }
 
 func (g *group) take(r row, sent, received uint64, conns int) {
 	g.rows = append(g.rows, r)
@@ -146,7 +153,7 @@ func (h *Comparer) Compare(scenario string, claims []claim.Claim, s Source) []Di
 				"none", fmt.Sprintf("sent %d received %d conns %d (peer %q)", r.Sent, r.Received, r.Conns, r.Peer))
 			continue
 		}
-		if r.nameless() {
+		if r.nameless() || groups[at].portless && r.portless() {
 			nameless = append(nameless, r) // after the others: it is what they lack
 			continue
 		}
@@ -193,6 +200,7 @@ func (c *comparison) groups(claims []claim.Claim) []*group {
 		}
 		g.limit = cmp.Or(g.limit, x.Limit)
 		g.vague = g.vague || x.Vague
+		g.portless = g.portless || x.Portless
 		g.unsure = g.unsure || x.Unsure
 		g.claims = append(g.claims, x)
 	}
@@ -227,6 +235,9 @@ func (c *comparison) number(g *group, what string, want, got uint64) {
 // identity checks who it was.
 func (c *comparison) identity(g *group) {
 	x := g.claims[0]
+	if x.Kernel {
+		return
+	}
 	text := func(what, want string, get func(row) string) {
 		for _, r := range g.rows {
 			if got := get(r); got != want {

@@ -28,9 +28,9 @@ type scenario struct {
 
 // scenarios lists all of them, in the order in which they run.
 func scenarios() []scenario {
-	return slices.Concat(tcpScenarios(), connectionScenarios(), reuseScenarios(), resetScenarios(), fullScenarios(), udpScenarios(), udpOptionScenarios(),
+	return slices.Concat(peerScenarios(), tcpScenarios(), connectionScenarios(), reuseScenarios(), resetScenarios(), fullScenarios(), udpScenarios(), udpOptionScenarios(),
 		rawScenarios(), packetScenarios(), processScenarios(), forkScenarios(), shortScenarios(),
-		namespaceScenarios(), beforeScenarios(), limitScenarios(), stressScenarios())
+		namespaceScenarios(), beforeScenarios(), limitScenarios(), sctpScenarios(), kernelScenarios(), stressScenarios())
 }
 
 func main() {

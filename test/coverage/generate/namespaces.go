@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -22,73 +21,93 @@ func ownNamespace(peer *actor) {
 	if peer == nil {
 		return
 	}
-	command("ip", "link", "add", "here0", "type", "veth", "peer", "name", "there0", "netns", strconv.Itoa(peer.cmd.Process.Pid))
+	addPair("here0", "there0", peer.cmd.Process.Pid)
 	furnish("here0", 1)
 }
 
 // furnish gives an end of a pair its addresses.
 func furnish(device string, n int) {
-	command("ip", "addr", "add", fmt.Sprintf("10.99.0.%d/24", n), "dev", device)
-	command("ip", "-6", "addr", "add", fmt.Sprintf("fd99::%d/64", n), "dev", device, "nodad")
-	command("ip", "link", "set", device, "up")
+	addAddress(device, netip.MustParsePrefix(fmt.Sprintf("10.99.0.%d/24", n)))
+	addAddress(device, netip.MustParsePrefix(fmt.Sprintf("fd99::%d/64", n)))
+	raise(device)
 }
 
-// raise sets a device up.
-func raise(device string) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	check("open socket", err)
-	defer unix.Close(fd)
-	req, err := unix.NewIfreq(device)
-	check("name device", err)
-	check("get flags", unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, req))
-	req.SetUint16(req.Uint16() | unix.IFF_UP | unix.IFF_RUNNING)
-	check("set flags", unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req))
-}
-
-// pairServer waits for its end of the pair and plays a server there.
+// pairServer waits for its end of the pair and plays a role there: Next names it, "" is a stream server.
 func pairServer(r *role) {
 	r.ready("in namespace")
 	r.await()
 	raise("lo")
 	furnish(r.p.Veth, 2)
-	addr := "10.99.0.2:0"
+	host := "10.99.0.2"
 	if r.p.Family == unix.AF_INET6 {
-		addr = "[fd99::2]:0"
+		host = "fd99::2"
 	}
-	r.p.Addr = addr
-	if r.p.Next == "udp" {
+	r.p.Addr = netip.AddrPortFrom(netip.MustParseAddr(host), uint16(r.p.Port)).String()
+	switch r.p.Next {
+	case "":
+		streamServer(r)
+	case "udp":
 		udpRecv(r)
-		return
+	case "udp-echo":
+		udpEcho(r)
+	case "udp-feed":
+		udpFeed(r)
+	case "raw":
+		rawRecv(r)
+	case "sctp":
+		sctpServer(r)
+	case "packet":
+		packetRecv(r)
+	case "host": // its kernel answers, no program does
+		r.ready(r.p.Addr)
+		r.await()
+	default:
+		fail("play in namespace", fmt.Errorf("no role %q", r.p.Next))
 	}
-	streamServer(r)
+}
+
+// pair starts a server in a network namespace of its own, lays a pair of devices to the client's, and returns the server and
+// its address. Every actor that is started later is in the client's.
+func pair(s *stage, server param) (*actor, string) {
+	server.Veth = "there0"
+	srv := s.start("gen-server", "pair-server", server, withFlags(syscall.CLONE_NEWNET))
+	srv.ready()
+	ownNamespace(srv)
+	srv.release()
+	addr := srv.ready()
+	if a, err := netip.ParseAddrPort(addr); err == nil {
+		settle(a.String())
+	} else {
+		settle(netip.AddrPortFrom(netip.MustParseAddr("10.99.0.2"), 0).String())
+	}
+	return srv, addr
 }
 
 // overVeth plays a client and a server in two namespaces.
 func overVeth(client, server param, udp bool) func(*stage) {
 	return func(s *stage) {
 		server := server
-		server.Veth = "there0"
 		if udp {
 			server.Next = "udp"
 		}
-		srv := s.start("gen-server", "pair-server", server, withFlags(syscall.CLONE_NEWNET))
-		srv.ready()
-		ownNamespace(srv)
-		srv.release()
+		srv, addr := pair(s, server)
 		client := client
-		client.Addr = srv.ready()
-		client.Peers = []string{client.Addr}
-		client.Local = netip.AddrPortFrom(netip.MustParseAddr("10.99.0.1"), 0).String()
+		client.Addr, client.Peers = addr, []string{addr}
+		client.Local = here(client.Family)
 		role := "stream-client"
 		if udp {
 			role = "udp-send"
-			if client.Family == unix.AF_INET6 {
-				client.Local = "[fd99::1]:0"
-			}
 		}
-		settle(client.Addr)
 		s.take(s.start("gen-client", role, client), srv)
 	}
+}
+
+// here is this end of the pair.
+func here(family int) string {
+	if family == unix.AF_INET6 {
+		return "[fd99::1]:0"
+	}
+	return "10.99.0.1:0"
 }
 
 // settle waits until the peer's neighbour entry is there: until then the kernel keeps few datagrams and drops the
@@ -116,11 +135,10 @@ func settle(addr string) {
 func dropped(s *stage) {
 	ownNamespace(nil)
 	// A veth end without a peer's answer: no ARP, and nobody has the address.
-	command("ip", "link", "add", "here0", "type", "veth", "peer", "name", "there0")
-	command("ip", "link", "set", "here0", "arp", "off")
-	command("ip", "addr", "add", "10.98.0.1/24", "dev", "here0")
-	command("ip", "link", "set", "here0", "up")
-	command("ip", "link", "set", "there0", "up")
+	addPair("here0", "there0", 0)
+	addAddress("here0", netip.MustParsePrefix("10.98.0.1/24"))
+	raise("here0", unix.IFF_NOARP)
+	raise("there0")
 	s.take(s.start("gen-client", "no-answer", param{Addr: "10.98.0.2:443"}))
 }
 
@@ -171,13 +189,17 @@ func inContainer(linger bool) func(*stage) {
 	return func(s *stage) { inContainerAs(s, fmt.Sprintf("/bin/contained-%d", os.Getpid()), linger) }
 }
 
-func inContainerAs(s *stage, exe string, linger bool) {
+// prepareContainer puts a copy of this program into the container's root.
+func prepareContainer(s *stage, exe string) {
 	check("make folder", os.MkdirAll(filepath.Join(s.dir, "root/lower/bin"), 0o755))
 	s.copyTo(filepath.Join(s.dir, "root/lower", exe))
 	age()
+}
+
+func inContainerAs(s *stage, exe string, linger bool) {
+	prepareContainer(s, exe)
 	srv := s.start("gen-server", "stream-server", param{})
-	s.take(s.start("gen-engine", "container", param{Addr: srv.ready(), Bytes: 4 * mega, Exe: exe, Linger: linger},
-		withFlags(syscall.CLONE_NEWNS|syscall.CLONE_NEWPID|syscall.CLONE_NEWIPC|syscall.CLONE_NEWUTS|unix.CLONE_NEWCGROUP)), srv)
+	s.take(s.start("gen-engine", "container", param{Addr: srv.ready(), Bytes: 4 * mega, Exe: exe, Linger: linger}, containerFlags()), srv)
 	for i := range s.claims {
 		if s.claims[i].Exe == exe {
 			s.claims[i].Unproved = !linger

@@ -16,8 +16,12 @@ func networkOrder(n uint16) uint16 { return n<<8 | n>>8 }
 // loopbackIndex is the number of lo in every network namespace.
 const loopbackIndex = 1
 
-func packetAddress() *unix.SockaddrLinklayer {
-	return &unix.SockaddrLinklayer{Protocol: networkOrder(experimental), Ifindex: loopbackIndex, Halen: 6}
+func packetAddress(device string) *unix.SockaddrLinklayer {
+	a := &unix.SockaddrLinklayer{Protocol: networkOrder(experimental), Ifindex: loopbackIndex, Halen: 6}
+	if device != "" {
+		a.Ifindex = indexOf(device)
+	}
+	return a
 }
 
 func packetKind(way string) int {
@@ -32,6 +36,8 @@ func packetKind(way string) int {
 func packetSend(r *role) {
 	fd := open(unix.AF_PACKET, packetKind(r.p.Send), 0)
 	b := make([]byte, r.p.Size)
+	to := packetAddress(r.p.Device)
+	copy(b, "\xff\xff\xff\xff\xff\xff") // to everybody: another device would drop what is not for it
 	b[12], b[13] = experimental>>8, experimental&0xff
 	var sent uint64
 	switch r.p.Send {
@@ -42,11 +48,11 @@ func packetSend(r *role) {
 			check("bypass queue", unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1))
 		}
 		for range r.p.Count {
-			check("send", unix.Sendto(fd, b, 0, packetAddress()))
+			check("send", unix.Sendto(fd, b, 0, to))
 			sent += uint64(len(b))
 		}
 	case "bound":
-		check("bind", unix.Bind(fd, packetAddress()))
+		check("bind", unix.Bind(fd, to))
 		for range r.p.Count {
 			n, err := unix.Write(fd, b)
 			check("write", err)
@@ -69,7 +75,7 @@ func packetRing(fd int, frame []byte, count int) uint64 {
 	if errno != 0 {
 		check("make ring", errno)
 	}
-	check("bind", unix.Bind(fd, packetAddress()))
+	check("bind", unix.Bind(fd, packetAddress("")))
 	ring, err := unix.Mmap(fd, 0, size*frames, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	check("map ring", err)
 	var sent uint64
@@ -94,7 +100,7 @@ func packetRing(fd int, frame []byte, count int) uint64 {
 func packetRecv(r *role) {
 	fd := open(unix.AF_PACKET, packetKind(r.p.Recv), 0)
 	room(fd)
-	check("bind", unix.Bind(fd, packetAddress()))
+	check("bind", unix.Bind(fd, packetAddress(r.p.Veth)))
 	r.ready("bound")
 	buf := make([]byte, 64<<10)
 	var received uint64

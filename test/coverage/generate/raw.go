@@ -74,6 +74,9 @@ func ping(r *role) {
 
 func pingOver(r *role, fd int) {
 	to := loopback(r.p.Family, 0)
+	if r.p.Addr != "" {
+		to = netip.AddrPortFrom(parse(r.p.Addr).Addr(), 0)
+	}
 	id := uint16(os.Getpid())
 	if r.p.Connect {
 		check("connect", unix.Connect(fd, sockaddr(to)))
@@ -94,7 +97,7 @@ func pingOver(r *role, fd int) {
 		check("receive", err)
 		received += uint64(n)
 	}
-	r.add(claim.Claim{Protocol: protocol(r.p.Proto), Remote: to.Addr().String(), Sent: sent, Received: received, Conns: claim.NotStated})
+	r.add(claim.Claim{Protocol: protocol(r.p.Proto), Remote: to.Addr().String(), Sent: sent, Received: received, Conns: claim.NotStated, Vague: r.p.Vague})
 }
 
 // rawSend sends payloads of an IP protocol of its own.
@@ -116,14 +119,18 @@ func rawSend(r *role) {
 		check("send", unix.Sendto(fd, b, 0, sockaddr(to)))
 		sent += uint64(len(b))
 	}
-	r.add(claim.Claim{Protocol: protocol(r.p.Proto), Remote: to.Addr().String(), Sent: sent, Conns: claim.NotStated})
+	r.add(claim.Claim{Protocol: protocol(r.p.Proto), Remote: to.Addr().String(), Sent: sent, Conns: claim.NotStated, Vague: r.p.Vague})
 }
 
 // rawRecv receives Count packets. Over IPv4 each has its IP header (raw(7)).
 func rawRecv(r *role) {
 	fd := open(r.p.Family, unix.SOCK_RAW, r.p.Proto)
 	room(fd)
-	r.ready(loopback(r.p.Family, 0).String())
+	at := loopback(r.p.Family, 0).String()
+	if r.p.Addr != "" {
+		at = r.p.Addr
+	}
+	r.ready(at)
 	buf := make([]byte, 64<<10)
 	var received uint64
 	var from netip.AddrPort
@@ -133,7 +140,7 @@ func rawRecv(r *role) {
 		received += uint64(n)
 		from = addrPort(sa)
 	}
-	r.add(claim.Claim{Protocol: protocol(r.p.Proto), Remote: from.Addr().String(), Received: received, Conns: claim.NotStated})
+	r.add(claim.Claim{Protocol: protocol(r.p.Proto), Remote: from.Addr().String(), Received: received, Conns: claim.NotStated, Vague: r.p.Vague})
 }
 
 func rawScenarios() []scenario {

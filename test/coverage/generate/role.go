@@ -34,7 +34,10 @@ type param struct {
 	Gate    bool     // wait for the stage before anything else
 	Next    string   // file of the next image
 	Veth    string   // this end of a pair, made by the stage
-	Local   string   // address/length of this end
+	Local   string   // address of this end
+	Port    int      // to listen on, 0 is a free one
+	Vague   bool     // the first packets may have no remote address in the records
+	Device  string   // to send frames on, "" is lo
 
 	Dir    string // folder of the scenario
 	File   string // where the test reads the role's file
@@ -67,7 +70,7 @@ func runRole(args []string) {
 		"stream-client": streamClient, "stream-server": streamServer, "self": selfConnect, "refused": refused,
 		"unread": unread, "urgent-server": urgentServer, "urgent-client": urgentClient,
 		"tfo-client": tfoClient, "tfo-server": tfoServer,
-		"udp-send": udpSend, "udp-recv": udpRecv, "udp-echo": udpEcho, "udp-ping": udpPing, "udp-errors": udpErrors, "udp-option": udpOption,
+		"udp-send": udpSend, "udp-fetch": udpFetch, "sctp-many": sctpMany, "sctp-many-server": sctpManyServer, "sctp-client": sctpClient, "sctp-server": sctpServer, "nbd": nbd, "nfs": nfs, "udp-recv": udpRecv, "udp-echo": udpEcho, "udp-ping": udpPing, "udp-errors": udpErrors, "udp-option": udpOption,
 		"icmp": icmp, "ping": ping, "raw-send": rawSend, "raw-recv": rawRecv,
 		"packet-send": packetSend, "packet-recv": packetRecv,
 		"scm-client": scmClient, "scm-next": scmNext, "inherit-client": inheritClient, "inherit-next": inheritNext,
@@ -149,8 +152,12 @@ func (r *role) add(c claim.Claim) {
 
 // stream adds the claim of a stream socket.
 func (r *role) stream(e ends, direction string, sent, received uint64, conns int) {
+	limit := ""
+	if r.p.Proto == unix.IPPROTO_SCTP {
+		direction, limit = "", "SCTP: the direction is that of the first message, not of the connection"
+	}
 	r.add(claim.Claim{
-		Protocol: protocol(r.p.Proto), Direction: direction, Local: e.local.String(), Remote: e.remote.String(),
+		Limit: limit, Protocol: protocol(r.p.Proto), Direction: direction, Local: e.local.String(), Remote: e.remote.String(),
 		Sent: sent, Received: received, Conns: conns,
 	})
 }

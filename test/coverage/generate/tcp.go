@@ -141,8 +141,6 @@ func tcpScenarios() []scenario {
 	for _, way := range []string{"splice", "recvmsg", "peek"} {
 		all = append(all, scenario{"mptcp-to-" + way, streamPair(param{Proto: unix.IPPROTO_MPTCP, Recv: way}, param{Proto: unix.IPPROTO_MPTCP, Bytes: mega})})
 	}
-	all = append(all, scenario{"sctp-duplex", streamPair(
-		param{Proto: unix.IPPROTO_SCTP, Bytes: mega}, param{Proto: unix.IPPROTO_SCTP, Bytes: mega})})
 	return all
 }
 

@@ -251,7 +251,7 @@ func udpEcho(r *role) {
 // udpPing exchanges datagrams with each of its peers in turn, the i-th i times as large.
 func udpPing(r *role) {
 	fd := r.open(unix.SOCK_DGRAM)
-	from := bindTo(fd, r.p.Family, "")
+	from := bindTo(fd, r.p.Family, r.p.Local)
 	sent, received := make([]uint64, len(r.p.Peers)), make([]uint64, len(r.p.Peers))
 	next := recvDatagram(fd, r.p)
 	for range r.p.Count {

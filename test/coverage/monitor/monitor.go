@@ -5,6 +5,7 @@ package monitor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,6 +45,8 @@ type Monitor struct {
 	RunDir  string
 	Ready   time.Duration // from start to the first status that it answered
 
+	hooks  string
+	within time.Duration
 	cmd    *exec.Cmd
 	output lockedBuffer
 	ended  chan struct{}
@@ -67,13 +70,27 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// readyWithin bounds the start.
+// readyWithin bounds the start and the end, if nothing else is said.
 const readyWithin = 20 * time.Second
+
+// Options of StartWith.
+type Options struct {
+	Program string         // path of picosnitch
+	Parent  string         // folder for its files, which everybody must reach
+	Config  map[string]any // keys of config.json
+	Hooks   string         // hook set; "" is the best that works
+	Within  time.Duration  // bound of the start and of the end; 0 is 20 s. Emulated machines need more.
+}
 
 // Start runs `picosnitch start-no-daemon` with its files in new folders below parent, which everybody must reach, and the given keys in its
 // configuration, and returns when `picosnitch status` says that it runs.
 func Start(program, parent string, config map[string]any) (*Monitor, error) {
-	folder, err := os.MkdirTemp(parent, "monitor")
+	return StartWith(Options{Program: program, Parent: parent, Config: config})
+}
+
+// StartWith is Start with more to choose.
+func StartWith(o Options) (*Monitor, error) {
+	folder, err := os.MkdirTemp(o.Parent, "monitor")
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +99,7 @@ func Start(program, parent string, config map[string]any) (*Monitor, error) {
 	}
 	// As on a real system: everybody reaches /run, only its owner reaches the home folder.
 	home := filepath.Join(folder, "home")
-	m := &Monitor{Program: program, Dir: filepath.Join(home, "files"), RunDir: filepath.Join(folder, "run")}
+	m := &Monitor{Program: o.Program, hooks: o.Hooks, within: cmp.Or(o.Within, readyWithin), Dir: filepath.Join(home, "files"), RunDir: filepath.Join(folder, "run")}
 	for _, d := range []struct {
 		path string
 		mode os.FileMode
@@ -91,7 +108,7 @@ func Start(program, parent string, config map[string]any) (*Monitor, error) {
 			return nil, err
 		}
 	}
-	b, err := json.Marshal(config)
+	b, err := json.Marshal(o.Config)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +121,11 @@ func Start(program, parent string, config map[string]any) (*Monitor, error) {
 // Restart runs picosnitch again on the same files, after Stop or Kill.
 func (m *Monitor) Restart() error {
 	start := time.Now()
-	m.cmd = m.command("start-no-daemon")
+	args := []string{"start-no-daemon"}
+	if m.hooks != "" {
+		args = append(args, "--hooks", m.hooks)
+	}
+	m.cmd = m.command(args...)
 	m.cmd.Stdout, m.cmd.Stderr = &m.output, &m.output
 	// The recorder holds the same descriptors; after a kill of the sensor it must not keep Wait waiting.
 	m.cmd.WaitDelay = time.Second
@@ -127,8 +148,8 @@ func (m *Monitor) Restart() error {
 			return fmt.Errorf("monitor ended at its start: %w\n%s", m.err, m.Output())
 		case <-time.After(10 * time.Millisecond):
 		}
-		if time.Since(start) > readyWithin {
-			return errors.Join(fmt.Errorf("monitor is not ready after %v\n%s", readyWithin, m.Output()), m.Kill())
+		if time.Since(start) > m.within {
+			return errors.Join(fmt.Errorf("monitor is not ready after %v\n%s", m.within, m.Output()), m.Kill())
 		}
 	}
 }
@@ -168,8 +189,8 @@ func (m *Monitor) Stop() error {
 	}
 	select {
 	case <-m.ended:
-	case <-time.After(readyWithin):
-		return errors.Join(fmt.Errorf("monitor did not end within %v of SIGTERM\n%s", readyWithin, m.Output()), m.Kill())
+	case <-time.After(m.within):
+		return errors.Join(fmt.Errorf("monitor did not end within %v of SIGTERM\n%s", m.within, m.Output()), m.Kill())
 	}
 	if m.err != nil {
 		return fmt.Errorf("monitor ended with %w\n%s", m.err, m.Output())
