@@ -78,6 +78,7 @@ enum bpf_map_type {
 #define TCP_LISTEN 10
 
 #define BTRFS_SUPER_MAGIC 0x9123683E
+#define OVERLAYFS_SUPER_MAGIC 0x794c7630
 
 /* include/uapi/linux/bpf.h: contexts. Not relocated: they are a stable interface. */
 struct bpf_sock {
@@ -227,6 +228,8 @@ struct inode {
 	long long i_size;
 	long long i_ctime_sec;
 	__u32 i_ctime_nsec;
+	long long i_mtime_sec;
+	__u32 i_mtime_nsec;
 };
 
 struct timespec64 {
@@ -234,16 +237,19 @@ struct timespec64 {
 	long tv_nsec;
 };
 
-/* The change time was a timespec64 before 6.11, under two names (before and since 6.6). */
+/* The times were timespec64 before 6.11, under two names (the change time before and since 6.6, the other before and since 6.7). */
 struct inode___ctime {
 	struct timespec64 i_ctime;
+	struct timespec64 i_mtime;
 };
 
 struct inode_____ctime {
 	struct timespec64 __i_ctime;
+	struct timespec64 __i_mtime;
 };
 
 struct dentry {
+	struct inode *d_inode;
 	struct dentry *d_parent;
 	struct qstr d_name;
 };
@@ -338,6 +344,33 @@ struct task_struct {
 struct linux_binprm {
 	const char *filename;
 	const char *interp;
+};
+
+/*
+ * The file behind an overlay's: of the upper layer if there is one, else of the topmost lower one that has it. Where the
+ * lower one is noted changed twice: an inode (before 5.19), a path in the inode (before 6.5), an array behind a pointer.
+ */
+struct ovl_path {
+	struct dentry *dentry;
+};
+
+struct ovl_entry {
+	unsigned int __numlower;
+	struct ovl_path __lowerstack[];
+};
+
+struct ovl_inode {
+	struct inode vfs_inode;
+	struct dentry *__upperdentry;
+	struct ovl_entry *oe;
+};
+
+struct ovl_inode___path {
+	struct ovl_path lowerpath;
+};
+
+struct ovl_inode___lower {
+	struct inode *lower;
 };
 
 struct btrfs_root {

@@ -82,7 +82,7 @@ static __always_inline void walk(struct scratch *room, struct file *file, struct
 		w->flags |= EXEC_PATH_CUT;
 }
 
-static __always_inline void change_time(struct inode *inode, struct exec_report *r)
+static __always_inline void file_times(struct inode *inode, struct exec_report *r)
 {
 	struct inode___ctime *a = (void *)inode;
 	struct inode_____ctime *b = (void *)inode;
@@ -98,6 +98,47 @@ static __always_inline void change_time(struct inode *inode, struct exec_report 
 		r->ctime_sec = BPF_CORE_READ(a, i_ctime.tv_sec);
 		r->ctime_nsec = BPF_CORE_READ(a, i_ctime.tv_nsec);
 	}
+	if (bpf_core_field_exists(inode->i_mtime_sec)) {
+		r->mtime_sec = BPF_CORE_READ(inode, i_mtime_sec);
+		r->mtime_nsec = BPF_CORE_READ(inode, i_mtime_nsec);
+	} else if (bpf_core_field_exists(b->__i_mtime)) {
+		r->mtime_sec = BPF_CORE_READ(b, __i_mtime.tv_sec);
+		r->mtime_nsec = BPF_CORE_READ(b, __i_mtime.tv_nsec);
+	} else {
+		r->mtime_sec = BPF_CORE_READ(a, i_mtime.tv_sec);
+		r->mtime_nsec = BPF_CORE_READ(a, i_mtime.tv_nsec);
+	}
+}
+
+/*
+ * The file whose bytes an overlay's file has. Two containers of one image have two overlays and one file; two
+ * versions of a path in two containers are two files.
+ */
+static __always_inline struct inode *layer(struct inode *inode)
+{
+	struct ovl_inode *o;
+	struct ovl_inode___path *p;
+	struct ovl_inode___lower *l;
+	struct dentry *dentry;
+	struct inode *real = NULL;
+
+	if (!bpf_core_type_exists(struct ovl_inode))
+		return inode;
+	o = (void *)inode - bpf_core_field_offset(struct ovl_inode, vfs_inode);
+	p = (void *)o;
+	l = (void *)o;
+	dentry = BPF_CORE_READ(o, __upperdentry);
+	if (!dentry) {
+		if (bpf_core_field_exists(o->oe))
+			dentry = BPF_CORE_READ(o, oe, __lowerstack[0].dentry);
+		else if (bpf_core_field_exists(p->lowerpath))
+			dentry = BPF_CORE_READ(p, lowerpath.dentry);
+		else if (bpf_core_field_exists(l->lower))
+			real = BPF_CORE_READ(l, lower);
+	}
+	if (dentry)
+		real = BPF_CORE_READ(dentry, d_inode);
+	return real ? real : inode;
 }
 
 static __always_inline void file_identity(struct inode *inode, struct exec_report *r)
@@ -105,12 +146,20 @@ static __always_inline void file_identity(struct inode *inode, struct exec_repor
 	unsigned long magic = BPF_CORE_READ(inode, i_sb, s_magic);
 	struct btrfs_inode *b;
 
+	if (magic == OVERLAYFS_SUPER_MAGIC) {
+		inode = layer(inode);
+		magic = BPF_CORE_READ(inode, i_sb, s_magic);
+		if (magic == OVERLAYFS_SUPER_MAGIC) { /* an overlay as a layer of another; deeper the kernel does not stack them */
+			inode = layer(inode);
+			magic = BPF_CORE_READ(inode, i_sb, s_magic);
+		}
+	}
 	r->inode = BPF_CORE_READ(inode, i_ino);
 	r->device = BPF_CORE_READ(inode, i_sb, s_dev);
 	r->generation = BPF_CORE_READ(inode, i_generation);
 	r->links = BPF_CORE_READ(inode, i_nlink);
 	r->file_size = BPF_CORE_READ(inode, i_size);
-	change_time(inode, r);
+	file_times(inode, r);
 	/* btrfs: subvolumes share inode numbers; stat(2) reports the subvolume's own device. */
 	if (magic == BTRFS_SUPER_MAGIC && bpf_core_type_exists(struct btrfs_inode)) {
 		b = (void *)inode - bpf_core_field_offset(struct btrfs_inode, vfs_inode);

@@ -99,8 +99,10 @@ struct exec_report {
 	__u64 inode;
 	__u64 file_size;
 	__s64 ctime_sec;
+	__s64 mtime_sec;
 	__u64 device;
 	__u32 ctime_nsec;
+	__u32 mtime_nsec;
 	__u32 generation;
 	__u32 links;
 	__u32 uid;
@@ -111,6 +113,7 @@ struct exec_report {
 	__u16 script_len;
 	__u16 flags;
 	__u8 comm[16];
+	__u32 zero;
 };
 
 #define EXEC_PATH_CUT 1	     /* the path's beginning is missing */

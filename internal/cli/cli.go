@@ -140,7 +140,7 @@ func commands(env Env) *cobra.Command {
 	root.AddCommand(
 		startCommand(env), startNoDaemonCommand(env), stopCommand(env), restartCommand(env),
 		statusCommand(env), doctorCommand(env), recordCommand(env), replayCommand(env),
-		systemdCommand(env), versionCommand(env), recorderCommand(),
+		systemdCommand(env), versionCommand(env), recorderCommand(), sessionCommand(),
 	)
 	for _, c := range root.Commands() {
 		if c.Args == nil {
@@ -259,5 +259,26 @@ func recorderCommand() *cobra.Command {
 	f.StringVar(&o.Dir, "dir", "", "")
 	f.StringVar(&o.Feed, "feed", "", "")
 	f.BoolVar(&o.Live, "live", false, "")
+	return c
+}
+
+func sessionCommand() *cobra.Command {
+	var o daemon.SessionOptions
+	c := &cobra.Command{
+		Use:    "session",
+		Hidden: true,
+		Short:  "picosnitch's own child process",
+		RunE: func(*cobra.Command, []string) error {
+			// It does next to nothing: it should be next to nothing.
+			debug.SetMemoryLimit(8 << 20)
+			debug.SetGCPercent(20)
+			return daemon.Session(o)
+		},
+	}
+	f := c.Flags()
+	f.BoolVar(&o.Prepare, "prepare", false, "")
+	f.Uint32Var(&o.UID, "uid", 0, "")
+	f.Uint32Var(&o.GID, "gid", 0, "")
+	f.StringVar(&o.Bus, "bus", "", "")
 	return c
 }

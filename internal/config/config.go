@@ -25,6 +25,8 @@ const (
 	KeyLogAddresses  = "Log addresses"
 	KeyLogCommands   = "Log commands"
 	KeyLogIgnore     = "Log ignore"
+	KeyNotifyDigest  = "Notify first digest (minutes)"
+	KeyNotifyIgnore  = "Notify ignore"
 	KeyRingPages     = "Perf ring buffer (pages)"
 	KeyNoFile        = "Set RLIMIT_NOFILE"
 	KeyVTKey         = "VT API key"
@@ -34,24 +36,26 @@ const (
 
 // Config is the content of config.json.
 type Config struct {
-	Bandwidth     bool   // count bytes; false: connections only
-	RetentionDays int    // days that rows stay in snitch.db
-	SQLLog        bool   // write snitch.db
-	SQLServer     Server // remote copy; zero: none
-	TextFormat    string // of conn.log: FormatCSV or FormatJSON
-	TextLimit     int    // MB (2^20 bytes) at which conn.log becomes conn.log.1; 0: never
-	TextLog       bool   // write conn.log
-	WriteLimit    int    // seconds between writes: the length of a window
-	Notifications bool   // show notices on the desktop
-	EveryExe      bool   // record programs that use no network too
-	LogAddresses  bool   // record remote addresses and domains
-	LogCommands   bool   // record command lines
-	LogIgnore     Ignore // what is left out of the connection log
-	RingPages     int    // pages of the kernel's ring buffer, a power of two
-	NoFile        uint64 // RLIMIT_NOFILE to set; 0: leave it
-	VTKey         Secret // VirusTotal; "": off
-	VTUpload      bool   // send files whose hash VirusTotal does not know
-	VTLimit       int    // seconds between two requests
+	Bandwidth     bool     // count bytes; false: connections only
+	RetentionDays int      // days that rows stay in snitch.db
+	SQLLog        bool     // write snitch.db
+	SQLServer     Server   // remote copy; zero: none
+	TextFormat    string   // of conn.log: FormatCSV or FormatJSON
+	TextLimit     int      // MB (2^20 bytes) at which conn.log becomes conn.log.1; 0: never
+	TextLog       bool     // write conn.log
+	WriteLimit    int      // seconds between writes: the length of a window
+	Notifications bool     // show notices on the desktop
+	EveryExe      bool     // record programs that use no network too
+	LogAddresses  bool     // record remote addresses and domains
+	LogCommands   bool     // record command lines
+	LogIgnore     Ignore   // what is left out of the connection log
+	NotifyDigest  int      // minutes of a first run that are one notice; 0: none
+	NotifyIgnore  []string // paths, names and hashes that the user is not notified of
+	RingPages     int      // pages of the kernel's ring buffer, a power of two
+	NoFile        uint64   // RLIMIT_NOFILE to set; 0: leave it
+	VTKey         Secret   // VirusTotal; "": off
+	VTUpload      bool     // send files whose hash VirusTotal does not know
+	VTLimit       int      // seconds between two requests
 }
 
 // Formats of conn.log.
@@ -91,6 +95,7 @@ func Default() Config {
 		Notifications: true,
 		LogAddresses:  true,
 		LogCommands:   true,
+		NotifyDigest:  3,
 		RingPages:     64,
 		VTLimit:       15,
 	}
@@ -107,7 +112,6 @@ func (c Config) Later() []string {
 	}{
 		{KeyRetention, c.RetentionDays != d.RetentionDays},
 		{KeySQLServer, c.SQLServer.Client != ""},
-		{KeyNotifications, c.Notifications != d.Notifications},
 		{KeyEveryExe, c.EveryExe != d.EveryExe},
 		{KeyVTKey, c.VTKey != ""},
 		{KeyVTUpload, c.VTUpload != d.VTUpload},

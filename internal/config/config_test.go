@@ -55,6 +55,9 @@ func TestParse(t *testing.T) {
 			c.SQLServer = Server{Client: "pymysql", Params: map[string]Secret{"password": Secret(strings.Repeat("[{", 99) + `"`), "user": Secret(strings.Repeat("[", 99) + "'")}}
 		}},
 		{"text log", `{"DB text format": "json", "DB text limit (MB)": 100}`, func(c *Config) { c.TextFormat, c.TextLimit = FormatJSON, 100 }},
+		{"notify", `{"Notify first digest (minutes)": 0, "Notify ignore": ["/home/*/dev/**", "make", "` + hash + `", "/a b/ä"]}`, func(c *Config) {
+			c.NotifyDigest, c.NotifyIgnore = 0, []string{"/home/*/dev/**", "make", hash, "/a b/ä"}
+		}},
 		{"virustotal", `{"VT API key": "k", "VT file upload": true, "VT request limit (seconds)": 0}`, func(c *Config) { c.VTKey, c.VTUpload, c.VTLimit = "k", true, 0 }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -96,6 +99,16 @@ func TestParseErrors(t *testing.T) {
 		{"port", `{"Log ignore": [65536]}`, []string{"65536", "not a port"}},
 		{"quoted port", `{"Log ignore": ["443"]}`, []string{`"443"`, "without quotes"}},
 		{"empty domain", `{"Log ignore": [""]}`, []string{"would match everything"}},
+		{"notify: no list", `{"Notify ignore": "curl"}`, []string{`"curl"`, "wrong type", "a list of paths"}},
+		{"notify: number", `{"Notify ignore": [53]}`, []string{"53", "wrong type", "a list of paths"}},
+		{"notify: empty", `{"Notify ignore": [""]}`, []string{"Notify ignore", "empty"}},
+		{"notify: everything", `{"Notify ignore": ["/**"]}`, []string{`"/**"`, "Desktop notifications"}},
+		{"notify: every name", `{"Notify ignore": ["*"]}`, []string{`"*"`, "Desktop notifications"}},
+		{"notify: relative", `{"Notify ignore": ["dev/x"]}`, []string{`"dev/x"`, "begin with /"}},
+		{"notify: home", `{"Notify ignore": ["~/x"]}`, []string{`"~/x"`, "begin with /"}},
+		{"notify: short hash", `{"Notify ignore": ["` + strings.Repeat("ab", 16) + `"]}`, []string{"64 hex digits"}},
+		{"notify: long name", `{"Notify ignore": ["NetworkManager-dispatcher"]}`, []string{"NetworkManager-dispatcher", "15"}},
+		{"notify: digest", `{"Notify first digest (minutes)": 1441}`, []string{"1441", "out of range", "from 0 to 1440"}},
 		{"ignore is no list", `{"Log ignore": 443}`, []string{"443", "a list of ports"}},
 		{"nested list", `{"Log ignore": [[1]]}`, []string{"wrong type"}},
 		{"client", `{"DB sql server": {"client": "oracle"}}`, []string{"oracle", "psycopg"}},
@@ -204,7 +217,7 @@ func TestLater(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{KeyRetention, KeySQLServer, KeyNotifications, KeyEveryExe, KeyVTKey}
+	want := []string{KeyRetention, KeySQLServer, KeyEveryExe, KeyVTKey}
 	if d := cmp.Diff(want, c.Later()); d != "" {
 		t.Error(d)
 	}

@@ -234,6 +234,8 @@ func fields() []field {
 		boolean(KeyLogAddresses, func(c *Config) *bool { return &c.LogAddresses }),
 		boolean(KeyLogCommands, func(c *Config) *bool { return &c.LogCommands }),
 		{KeyLogIgnore, "a list of ports (numbers), sha256 hashes and domains in reverse notation (texts)", readIgnore},
+		integer(KeyNotifyDigest, 0, 1440, func(c *Config) *int { return &c.NotifyDigest }),
+		{KeyNotifyIgnore, "a list of paths (/usr/bin/*, /home/me/dev/**), process names and sha256 hashes (texts)", readNotifyIgnore},
 		{KeyRingPages, "a power of two from 1 to 16384", readPages},
 		{KeyNoFile, "null or a whole number from 64 to 1048576", readNoFile},
 		{KeyVTKey, "a text; \"\" for none", readVTKey},

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/picosnitch/picosnitch/internal/errand"
 	"github.com/picosnitch/picosnitch/internal/recorder"
 )
 
@@ -59,14 +60,8 @@ func prepare(o ChildOptions) error {
 		return err
 	}
 	unix.Umask(0o027)
-	// The standard ones and the stream; everything else closes with the exec.
-	if err := unix.CloseRange(streamFD+1, ^uint(0)>>1&0xffffffff, unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		for fd := streamFD + 1; fd < 1024; fd++ {
-			unix.CloseOnExec(fd)
-		}
-	}
-	if _, err := unix.FcntlInt(streamFD, unix.F_SETFD, 0); err != nil {
-		return fmt.Errorf("keep the stream: %w", err)
+	if err := keepOnly(streamFD, doorFD); err != nil {
+		return err
 	}
 	args := []string{"picosnitch", "recorder", "--dir", dir, "--feed", o.Feed}
 	if o.Live {
@@ -74,6 +69,28 @@ func prepare(o ChildOptions) error {
 	}
 	err = execveat(exe, args, os.Environ())
 	return fmt.Errorf("execute picosnitch as uid %d: %w: the file of the program must be executable for everybody (chmod 755)", o.UID, err)
+}
+
+// keepOnly lets the standard descriptors and keep, which follow them, survive the exec; everything else closes with it.
+func keepOnly(keep ...int) error {
+	first := keep[len(keep)-1] + 1
+	if err := unix.CloseRange(uint(first), ^uint(0)>>1&0xffffffff, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		for fd := first; fd < 1024; fd++ {
+			unix.CloseOnExec(fd)
+		}
+	}
+	for _, fd := range keep {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
+			return fmt.Errorf("keep descriptor %d: %w", fd, err)
+		}
+	}
+	return nil
+}
+
+// nameProcess: after execveat the name would be the number of a descriptor.
+func nameProcess() {
+	name := append([]byte("picosnitch"), 0)
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
 }
 
 // mountFolder makes the folder of descriptor folderFD appear at feed/files, in a mount namespace of our own: neither
@@ -167,9 +184,7 @@ func recordStream(o ChildOptions) error {
 	}
 	// It ends when the stream does, and with nothing else: its last window is still to be written then.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGPIPE)
-	// After execveat the name would be the number of a descriptor.
-	name := append([]byte("picosnitch"), 0)
-	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
+	nameProcess()
 
 	stream := os.NewFile(streamFD, "stream")
 	if stream == nil {
@@ -180,6 +195,11 @@ func recordStream(o ChildOptions) error {
 	if err != nil {
 		return fmt.Errorf("%w: this command is only for picosnitch itself", err)
 	}
+	door, err := errand.NewDoor(os.NewFile(doorFD, "door"))
+	if err != nil {
+		return fmt.Errorf("%w: this command is only for picosnitch itself", err)
+	}
+	defer door.Close()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
@@ -197,6 +217,7 @@ func recordStream(o ChildOptions) error {
 		Dir:      o.Dir,
 		FeedDir:  o.Feed,
 		Settings: set,
+		Door:     door,
 		Logger:   log,
 		Reopen:   reopen,
 		Ack: func(batch uint64) error {

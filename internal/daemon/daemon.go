@@ -94,6 +94,11 @@ func Run(ctx context.Context, o Options) error {
 			}
 		}
 	}()
+	desktops := make(chan struct{})
+	go func() {
+		defer close(desktops)
+		spawn.sessions.run(ctx)
+	}()
 	ready := false
 	err = sensor.Run(ctx, sensor.Options{
 		Program:   o.Program,
@@ -116,6 +121,7 @@ func Run(ctx context.Context, o Options) error {
 	cancel()
 	<-watched
 	<-reopened
+	<-desktops
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

@@ -154,5 +154,5 @@ func Replay(ctx context.Context, file, dir string, o Options) error {
 	for _, n := range later(c) {
 		tell(o.Logger, n)
 	}
-	return recorder.Run(ctx, in, recorder.Options{Dir: dir, Settings: settings(c), Live: o.Live, Logger: o.Logger})
+	return recorder.Run(ctx, in, recorder.Options{Dir: dir, Settings: settings(c, uint32(os.Getuid())), Live: o.Live, Logger: o.Logger})
 }

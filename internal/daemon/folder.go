@@ -26,7 +26,7 @@ const (
 
 // ourFiles are the names that picosnitch, or picosnitch 0.11 before it, writes in its folder.
 func ourFiles() []string {
-	return []string{"record.json", "exe.log", "error.log", "error.log.1", "conn.log", ".conn.log.position", "snitch.db", "snitch.db-wal", "snitch.db-shm", "snitch.db-journal"}
+	return []string{"record.json", ".record.journal", "exe.log", "exe.log.1", "error.log", "error.log.1", "mutes.json", "mutes.json.damaged", "conn.log", ".conn.log.position", "snitch.db", "snitch.db-wal", "snitch.db-shm", "snitch.db-journal"}
 }
 
 // Folder is the open ~/.config/picosnitch. It is used through its descriptor only: its path runs through

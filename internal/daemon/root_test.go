@@ -33,6 +33,12 @@ func TestMain(m *testing.M) {
 				os.Exit(1)
 			}
 			os.Exit(0)
+		case "session":
+			if err := sessionFromArgs(os.Args[2:]); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Exit(0)
 		case "hold":
 			holdLock(os.Args[2])
 		case "attack":

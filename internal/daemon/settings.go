@@ -6,7 +6,7 @@ import (
 )
 
 // settings is what the recorder needs of config.json. The recorder does not know the file.
-func settings(c config.Config) recorder.Settings {
+func settings(c config.Config, owner uint32) recorder.Settings {
 	return recorder.Settings{
 		SQLLog:       c.SQLLog,
 		TextLog:      c.TextLog,
@@ -16,8 +16,14 @@ func settings(c config.Config) recorder.Settings {
 		LogAddresses: c.LogAddresses,
 		LogCommands:  c.LogCommands,
 
+		Desktop: c.Notifications,
+		Owner:   owner,
+
 		IgnoreHashes:  c.LogIgnore.SHA256,
 		IgnoreDomains: c.LogIgnore.Domains,
 		IgnorePorts:   c.LogIgnore.Ports,
+
+		NotifyIgnore: c.NotifyIgnore,
+		NotifyDigest: int64(c.NotifyDigest),
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/picosnitch/picosnitch/internal/config"
+	"github.com/picosnitch/picosnitch/internal/errand"
 	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder"
 )
@@ -25,7 +26,8 @@ import (
 // Descriptors that a recorder starts with, besides the standard ones.
 const (
 	streamFD = 3 // its end of the stream
-	folderFD = 4 // the folder; only until its rights are gone
+	doorFD   = 4 // where it gets its ends of the sessions
+	folderFD = 5 // the folder; only until its rights are gone
 )
 
 // feedDir is where the live feed is, and below it, in "files", where the recorder finds the folder.
@@ -37,6 +39,7 @@ type spawner struct {
 	folder   *Folder
 	settings []byte // first line of the stream; holds secrets
 	board    *bulletin
+	sessions *sessions
 	o        Options
 	live     io.Writer // nil: none
 	stderr   *tail
@@ -47,13 +50,13 @@ type spawner struct {
 
 func newSpawner(p Place, f *Folder, c config.Config, board *bulletin, o Options) (*spawner, error) {
 	var line bytes.Buffer
-	if err := recorder.WriteSettings(&line, settings(c)); err != nil {
+	if err := recorder.WriteSettings(&line, settings(c, p.Owner.UID)); err != nil {
 		return nil, err
 	}
 	if err := makeFeedDir(p); err != nil {
 		return nil, fmt.Errorf("prepare %s: %w", feedDir(p.RunDir), err)
 	}
-	s := &spawner{place: p, folder: f, settings: line.Bytes(), board: board, o: o, stderr: &tail{to: o.Stderr}}
+	s := &spawner{place: p, folder: f, settings: line.Bytes(), board: board, sessions: newSessions(p, board, o), o: o, stderr: &tail{to: o.Stderr}}
 	if o.Live != nil {
 		s.live = newLive(o.Live)
 	}
@@ -109,6 +112,13 @@ func (s *spawner) connect(ctx context.Context) (io.ReadWriteCloser, error) {
 		theirs.Close()
 		return nil, fmt.Errorf("start the recorder: %w", err)
 	}
+	door, inner, err := s.makeDoor()
+	if err != nil {
+		conn.Close()
+		theirs.Close()
+		return nil, fmt.Errorf("start the recorder: %w", err)
+	}
+	defer inner.Close()
 	// /proc/self/exe is the file that runs, also after an upgrade took its name.
 	cmd := exec.Command("/proc/self/exe", "recorder", "--prepare",
 		"--uid", strconv.FormatUint(uint64(s.place.Recorder.UID), 10), "--gid", strconv.FormatUint(uint64(s.place.Recorder.GID), 10),
@@ -116,7 +126,7 @@ func (s *spawner) connect(ctx context.Context) (io.ReadWriteCloser, error) {
 	cmd.Args[0] = "picosnitch"
 	cmd.Dir = "/"
 	cmd.Env = environment(s.o.Getenv)
-	cmd.ExtraFiles = []*os.File{theirs, s.folder.f}
+	cmd.ExtraFiles = []*os.File{theirs, inner, s.folder.f}
 	cmd.Stderr = s.stderr
 	if s.live != nil {
 		// Through a pipe: a terminal in the recorder's hands could be read, and typed into with TIOCSTI.
@@ -130,6 +140,7 @@ func (s *spawner) connect(ctx context.Context) (io.ReadWriteCloser, error) {
 	theirs.Close()
 	if err != nil {
 		conn.Close()
+		door.Close()
 		return nil, fmt.Errorf("start the recorder: %w", err)
 	}
 	l := &link{conn: conn, board: s.board, cmd: cmd, ended: make(chan struct{})}
@@ -154,9 +165,25 @@ func (s *spawner) connect(ctx context.Context) (io.ReadWriteCloser, error) {
 	}
 	if err != nil {
 		l.Close()
+		door.Close()
 		return nil, fmt.Errorf("start the recorder: %w: %s", err, s.stderr.last())
 	}
+	s.sessions.attach(door)
 	return l, nil
+}
+
+// makeDoor makes the connection over which a recorder gets the sessions: our end and its.
+func (s *spawner) makeDoor() (*errand.Door, *os.File, error) {
+	ours, theirs, err := errand.Pair()
+	if err != nil {
+		return nil, nil, err
+	}
+	door, err := errand.NewDoor(ours)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return door, theirs, nil
 }
 
 func unixConn(f *os.File) (*net.UnixConn, error) {

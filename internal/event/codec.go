@@ -113,7 +113,7 @@ func (d *Decoder) Decode(ev *Event) error {
 // count is how many of the pointers are set.
 func (ev *Event) count() int {
 	n := 0
-	for _, set := range [...]bool{ev.Hello != nil, ev.Process != nil, ev.Exit != nil, ev.Executable != nil, ev.Flow != nil, ev.Name != nil, ev.Ledger != nil, ev.Notice != nil} {
+	for _, set := range [...]bool{ev.Hello != nil, ev.Process != nil, ev.Exit != nil, ev.Executable != nil, ev.Modified != nil, ev.Flow != nil, ev.Name != nil, ev.Ledger != nil, ev.Notice != nil} {
 		if set {
 			n++
 		}

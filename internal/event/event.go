@@ -24,6 +24,7 @@ type Event struct {
 	Process    *Process    `json:"process,omitempty"`
 	Exit       *Exit       `json:"exit,omitempty"`
 	Executable *Executable `json:"executable,omitempty"`
+	Modified   *Modified   `json:"modified,omitempty"`
 	Flow       *Flow       `json:"flow,omitempty"`
 	Name       *Name       `json:"name,omitempty"`
 	Ledger     *Ledger     `json:"ledger,omitempty"`
@@ -152,6 +153,7 @@ type Process struct {
 	Name    string    `json:"name"`               // task_struct.comm at exec
 	UID     uint32    `json:"uid"`                // real uid at exec, initial user namespace
 	File    FileID    `json:"file,omitzero"`
+	Mtime   int64     `json:"mtime,omitempty"`   // when File's content was last changed, as its owner may set it: ns since 1970
 	Deleted bool      `json:"deleted,omitempty"` // the file had no name any more at exec (or is a memfd)
 	Cgroup  uint64    `json:"cgroup,omitempty"`  // cgroup v2 id
 	Place   *Place    `json:"place,omitempty"`   // where it ran at exec; nil: not known. Shared: never changed
@@ -254,13 +256,26 @@ type Exit struct {
 	ID ProcessID `json:"id"`
 }
 
+// ReasonFUSE is the Executable.Reason of a file that root may not read and its user may: the session process of that user can
+// hash it.
+const ReasonFUSE = "unreadable: a file system only its user can read (FUSE)"
+
 // Executable is the digest of a file that a process executes, or the reason why there is none. It may come
 // after the flows of the process.
 type Executable struct {
 	File   FileID `json:"file,omitzero"`
 	Path   string `json:"path"`             // as in Process.Path
 	SHA256 string `json:"sha256,omitempty"` // lower-case hex
-	Reason string `json:"reason,omitempty"` // why SHA256 is empty, in words for the user
+	// Reason is why SHA256 is empty, in words for the user; beside a SHA256, what that rests on.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Modified says that the content of a file that was executed is being changed in place. The digest of what is there now comes when it is
+// executed again, under another FileID.
+type Modified struct {
+	File FileID    `json:"file,omitzero"` // as it was; Ctime and Size are 0 when no digest of it was made
+	Path string    `json:"path"`          // as in Process.Path where a process of the stream runs it, else as the sensor sees it
+	By   ProcessID `json:"by,omitzero"`   // who wrote first; zero if not known
 }
 
 // Direction of a flow: who opened it.

@@ -1,6 +1,7 @@
 package event
 
 import (
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -54,4 +55,46 @@ func writeHex(s *strings.Builder, v uint32) {
 	for ; shift >= 0; shift -= 4 {
 		s.WriteByte(hexDigit[v>>shift&15])
 	}
+}
+
+// Raw undoes Text. False: Text did not make it.
+func Raw(text string) ([]byte, bool) {
+	raw := make([]byte, 0, len(text))
+	for rest := text; rest != ""; {
+		if rest[0] != '\\' {
+			raw = append(raw, rest[0])
+			rest = rest[1:]
+			continue
+		}
+		b, n := unescape(rest)
+		if n == 0 {
+			return nil, false
+		}
+		raw = append(raw, b...)
+		rest = rest[n:]
+	}
+	return raw, true
+}
+
+// unescape reads one of \\, \xNN and \u{N} at the beginning of s, and how long it is; 0: there is none.
+func unescape(s string) ([]byte, int) {
+	switch {
+	case len(s) >= 2 && s[1] == '\\':
+		return []byte{'\\'}, 2
+	case len(s) >= 4 && s[1] == 'x':
+		if v, err := strconv.ParseUint(s[2:4], 16, 8); err == nil {
+			return []byte{byte(v)}, 4
+		}
+	case len(s) >= 5 && s[1] == 'u' && s[2] == '{':
+		for i := 3; i < len(s) && i < 12; i++ {
+			if s[i] != '}' {
+				continue
+			}
+			if v, err := strconv.ParseUint(s[3:i], 16, 21); err == nil {
+				return []byte(string(rune(v))), i + 1
+			}
+			break
+		}
+	}
+	return nil, 0
 }

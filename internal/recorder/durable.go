@@ -111,8 +111,15 @@ func (r *recorder) close() error {
 
 func (r *recorder) shut() error {
 	var err error
+	r.known.Digested(r.at)
+	r.teller.close()
+	r.known.Close(r.at)
+	r.tellKnown()
 	for _, q := range r.queues {
 		err = errors.Join(err, q.Close())
+	}
+	if r.desk != nil {
+		r.desk.Close()
 	}
 	if r.feed != nil {
 		err = errors.Join(err, r.feed.Close()) // last: a reader may need a moment to go

@@ -7,6 +7,7 @@ import (
 
 	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
+	"github.com/picosnitch/picosnitch/internal/recorder/notify"
 )
 
 // lostOther is the reason that stands for all reasons beyond the first few.
@@ -56,13 +57,13 @@ func (r *recorder) tellLosses(force bool) {
 	for _, l := range event.Losses() {
 		known[l.Key] = true
 		if n := r.tell.due("lost:"+l.Key, r.at, force); n > 0 && !l.Quiet {
-			r.notice("error", fmt.Sprintf("lost: %s: %d (%s)", l.Text, n, l.Hint), "")
+			r.loss(l.Key, fmt.Sprintf("lost: %s: %d (%s)", l.Text, n, l.Hint))
 		}
 	}
 	for _, reason := range slices.Sorted(maps.Keys(r.totals)) {
 		if !known[reason] {
 			if n := r.tell.due("lost:"+reason, r.at, force); n > 0 {
-				r.notice("error", fmt.Sprintf("lost: for a reason that this picosnitch does not know, %q: %d (a newer one does)", reason, n), "")
+				r.loss(reason, fmt.Sprintf("lost: for a reason that this picosnitch does not know, %q: %d (a newer one does)", reason, n))
 			}
 		}
 	}
@@ -85,7 +86,7 @@ func (r *recorder) tellLosses(force bool) {
 	}
 	for _, d := range [...]string{"sent", "received"} {
 		if n := r.tell.due("unattributed "+d, r.at, force); n > 0 {
-			r.notice("error", fmt.Sprintf("%d bytes %s could not be attributed to a program", n, d), "see the losses beside this line for the reason")
+			r.loss("unattributed "+d, fmt.Sprintf("%d bytes %s could not be attributed to a program: see the losses beside this line for the reason", n, d))
 		}
 	}
 }
@@ -102,9 +103,30 @@ func (r *recorder) tellBadLines(force bool) {
 	}
 }
 
-// notice tells the user something of the recorder's own: in error.log, in the log and on the live feed.
+// notice tells the user something of the recorder's own: in error.log, in the log, on the live feed, and by the ways out.
 func (r *recorder) notice(level, text, hint string) {
 	r.write(text, hint)
+	r.feedNotice(level, text, hint)
+	r.failure(level, text, hint)
+}
+
+// failure tells by the ways out what went wrong.
+func (r *recorder) failure(level, text, hint string) {
+	if r.teller != nil && level != "info" {
+		r.teller.offer(0, notify.Notice{Kind: notify.Failure, At: r.at, Key: class(text), Detail: text, Hint: hint})
+	}
+}
+
+// loss tells that something was lost: like notice.
+func (r *recorder) loss(reason, text string) {
+	r.write(text, "")
+	r.feedNotice("error", text, "")
+	if r.teller != nil {
+		r.teller.offer(0, notify.Notice{Kind: notify.Loss, At: r.at, Key: reason, Detail: text})
+	}
+}
+
+func (r *recorder) feedNotice(level, text, hint string) {
 	if r.feed != nil {
 		n := event.Event{At: r.at, Notice: &event.Notice{Level: level, Text: text, Hint: hint}}
 		if line, err := event.Append(nil, &n); err == nil {

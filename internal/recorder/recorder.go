@@ -1,6 +1,6 @@
 // Package recorder is the wing that keeps what the sensor saw. It runs without rights under an account of its own. It reads the
-// stream of events and wires its rooms: names (what addresses are called), flow (time windows), store (snitch.db and
-// conn.log) and feed (the live socket). Time is that of the stream (Ledger.At), so that a
+// stream of events and wires its rooms: names (what addresses are called), flow (time windows), known (what was seen before), origin (which
+// package a file is from), notify (what the user is told), store (snitch.db and conn.log) and feed (the live socket). Time is that of the stream (Ledger.At), so that a
 // recorded stream gives the same rows whenever it is replayed.
 package recorder
 
@@ -14,10 +14,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/picosnitch/picosnitch/internal/errand"
 	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/recorder/desk"
 	"github.com/picosnitch/picosnitch/internal/recorder/feed"
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
+	"github.com/picosnitch/picosnitch/internal/recorder/known"
 	"github.com/picosnitch/picosnitch/internal/recorder/names"
+	"github.com/picosnitch/picosnitch/internal/recorder/notify"
+	"github.com/picosnitch/picosnitch/internal/recorder/origin"
 	"github.com/picosnitch/picosnitch/internal/recorder/store"
 )
 
@@ -50,11 +55,15 @@ type Options struct {
 	FeedDir  string                   // for events.sock; "": no live feed
 	Settings Settings                 // see Defaults
 	Hosts    string                   // file of names; "": HostsPath. Use os.DevNull for another machine's stream
+	Door     *errand.Door             // where the sessions of desktop users come in; nil: nowhere
 	Live     io.Writer                // gets a readable line per flow; nil: none
 	Reopen   <-chan struct{}          // open conn.log again: it was moved away; nil: never
 	Ack      func(batch uint64) error // told how far the stream is on disk; nil: nobody is
 	Logger   *slog.Logger             // nil: none
 	Zone     *time.Location           // of the times in conn.log, error.log and Live; nil: time.Local
+
+	// Tool runs a tool of a package manager, to find out where files are from. nil: this is not the machine of the stream, and nobody is asked.
+	Tool origin.Tool
 }
 
 // recorder is the state of one Run. One goroutine owns it; the feed's goroutines see only status and helloLine.
@@ -72,7 +81,12 @@ type recorder struct {
 	text      *store.Text   // nil: off
 	queues    []*store.Queue
 	feed      *feed.Feed // nil: none
-	live      *live      // nil: none
+	desk      *desk.Desk // nil: none
+	ways      []notify.Way
+	unread    []unread
+	live      *live // nil: none
+	known     *known.Known
+	teller    *teller
 
 	hello     event.Hello
 	helloLine atomic.Pointer[[]byte]
@@ -140,6 +154,10 @@ func open(ctx context.Context, o Options) (*recorder, error) {
 	if err != nil {
 		return nil, err
 	}
+	unheard, err := notify.NewIgnore(o.Settings.NotifyIgnore)
+	if err != nil {
+		return nil, err
+	}
 	r := &recorder{
 		o:         o,
 		log:       o.Logger.With("component", "recorder"),
@@ -154,12 +172,13 @@ func open(ctx context.Context, o Options) (*recorder, error) {
 		batch:     1,
 		at:        time.Now().UnixNano(), // for what is told before the first line
 	}
+	r.openDesk()
+	r.openKnown(unheard)
 	if o.Settings.SQLLog {
 		r.sqlite, err = store.OpenSQLite(ctx, filepath.Join(o.Dir, "snitch.db"), time.Second, func(text, hint string) { r.notice("warning", text, hint) })
 		if err != nil {
 			r.notice("error", err.Error(), "")
-			r.errors.close()
-			return nil, err
+			return nil, errors.Join(err, r.shut())
 		}
 		r.queues = append(r.queues, store.NewQueue(r.sqlite, maxWaiting))
 	}
@@ -225,14 +244,8 @@ func (r *recorder) take(ev *event.Event, line []byte) {
 	case ev.Exit != nil:
 		r.processes.End(ev.Exit.ID)
 	case ev.Executable != nil:
-		e := ev.Executable
-		if r.processes.Executable(e) {
-			d := flow.Digested{File: e.File, Path: flow.PrintablePath(e.Path), SHA256: flow.PrintableWord(e.SHA256), Reason: flow.PrintableReason(e.Reason)}
-			r.digests = append(r.digests, d)
-			if r.news += len(d.Path) + len(d.SHA256) + len(d.Reason); len(r.digests) >= maxDigests || r.news >= maxNews {
-				r.closeWindow()
-			}
-		}
+		r.takeExecutable(ev.Executable)
+		r.wantHash(ev.Executable)
 	case ev.Flow != nil:
 		r.takeFlow(ev.Flow)
 	case ev.Name != nil:
@@ -260,13 +273,28 @@ func (r *recorder) reopen() {
 	}
 }
 
+func (r *recorder) takeExecutable(e *event.Executable) {
+	if !r.processes.Executable(e) {
+		return
+	}
+	r.known.Digested(r.at)
+	d := flow.Digested{File: e.File, Path: flow.PrintablePath(e.Path), SHA256: flow.PrintableWord(e.SHA256), Reason: flow.PrintableReason(e.Reason)}
+	r.digests = append(r.digests, d)
+	if r.news += len(d.Path) + len(d.SHA256) + len(d.Reason); len(r.digests) >= maxDigests || r.news >= maxNews {
+		r.closeWindow()
+	}
+}
+
 func (r *recorder) takeFlow(f *event.Flow) {
 	r.flows++
+	p, known := r.processes.Program(f.Process)
+	if known { // also what comes a second time: what is known already is no news
+		r.known.Seen(p, r.at, func() string { return r.remote(f) })
+	}
 	if r.repeated() {
 		r.now.Repeated++
 		return
 	}
-	p, known := r.processes.Program(f.Process)
 	if !known {
 		r.now.UnknownFlows++
 		if !f.Process.IsZero() { // the sensor counts those that it does not know itself
@@ -300,6 +328,7 @@ func (r *recorder) takeFlow(f *event.Flow) {
 }
 
 func (r *recorder) takeLedger(l *event.Ledger) {
+	r.askSessions()
 	if l.Batch != r.batch && l.Batch != 0 {
 		r.badBatch = fmt.Sprintf("%d came where %d was expected", l.Batch, r.batch)
 		r.tell.add("batch", 1)
@@ -329,6 +358,8 @@ func (r *recorder) takeLedger(l *event.Ledger) {
 	} else {
 		r.flush(false)
 	}
+	r.known.Tick(r.at)
+	r.tellKnown()
 	r.tellLosses(l.Final)
 	r.tellBadLines(l.Final)
 
@@ -367,6 +398,7 @@ func (r *recorder) closeWindow() {
 	r.now.Ignored.Sent += left.Bytes.Sent
 	r.now.Ignored.Received += left.Bytes.Received
 	r.digests, r.news, r.losses, r.missing = nil, 0, make(map[string]uint64), event.Bytes{}
+	r.known.Forget()
 	r.closed = max(r.closed, r.batch-1)
 	if !w.Empty() {
 		for _, q := range r.queues {

@@ -191,6 +191,7 @@ func TestFeed(t *testing.T) {
 		t.Errorf("status %+v", got)
 	}
 	got.Uptime, got.RecorderPID, got.DatabaseBytes, got.LastWrite = 0, 0, 0, 0
+	got.Notices = NoticeStatus{} // they have a clock of their own
 	want := Status{
 		PID: 42, Program: "1.0", Stream: "s1", Started: epoch * 1e9, HookSet: "tracepoint", Bandwidth: true, SelfTest: "ok",
 		Batch: 11, Durable: 10, Events: 110, EventsPerSecond: 10, Seen: event.Bytes{Sent: 10, Received: 10}, Attributed: event.Bytes{Sent: 10, Received: 10},

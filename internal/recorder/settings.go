@@ -18,9 +18,16 @@ type Settings struct {
 	LogAddresses bool  `json:"log_addresses"` // "Log addresses"
 	LogCommands  bool  `json:"log_commands"`  // "Log commands"
 
+	Desktop bool     `json:"desktop"`           // "Desktop notifications"
+	Command []string `json:"command,omitempty"` // "Notify command"
+	Owner   uint32   `json:"owner"`             // uid of the folder's owner, who runs the command
+
 	IgnoreHashes  []string `json:"ignore_hashes,omitempty"`  // "Log ignore": its sha256 hashes
 	IgnoreDomains []string `json:"ignore_domains,omitempty"` // "Log ignore": its domains, in reverse notation
 	IgnorePorts   []int    `json:"ignore_ports,omitempty"`   // "Log ignore": its ports
+
+	NotifyIgnore []string `json:"notify_ignore,omitempty"` // "Notify ignore": see notify.NewIgnore
+	NotifyDigest int64    `json:"notify_digest,omitempty"` // "Notify first digest (minutes)"; 0: none
 }
 
 // Defaults are the mission's.

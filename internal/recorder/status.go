@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/recorder/desk"
 	"github.com/picosnitch/picosnitch/internal/recorder/store"
 )
 
@@ -49,8 +50,11 @@ type Status struct {
 	Shortened     uint64      `json:"shortened"`     // command lines cut because all of them were too long together
 	Forgotten     uint64      `json:"forgotten"`     // process images dropped because there were too many at once
 
-	Sinks []SinkStatus `json:"sinks"`
-	Feed  FeedStatus   `json:"feed"`
+	Sinks    []SinkStatus  `json:"sinks"`
+	Feed     FeedStatus    `json:"feed"`
+	Desktops []desk.Status `json:"desktops,omitempty"`
+	Ways     []WayStatus   `json:"ways,omitempty"`
+	Notices  NoticeStatus  `json:"notices"`
 }
 
 // SinkStatus tells how a sink does.
@@ -60,6 +64,12 @@ type SinkStatus struct {
 	Error    string        `json:"error,omitempty"` // of the last write; "" if it succeeded
 	Waiting  int           `json:"waiting"`         // windows kept in memory until they can be written
 	Dropped  store.Dropped `json:"dropped"`         // what could not be kept
+}
+
+// WayStatus tells how a way to the user does.
+type WayStatus struct {
+	Name    string `json:"name"`
+	Dropped uint64 `json:"dropped"` // notices that were not delivered and never will be
 }
 
 // FeedStatus tells how the live feed does.
@@ -116,6 +126,9 @@ func (r *recorder) greet() [][]byte {
 	if r.feed != nil {
 		s.Feed = FeedStatus{r.feed.Readers(), r.feed.Dropped(), r.feed.Refused()}
 	}
+	if r.desk != nil {
+		s.Desktops = r.desk.Status()
+	}
 	lines := [][]byte{s.line(time.Now())}
 	if h := r.helloLine.Load(); h != nil {
 		lines = append(lines, *h)
@@ -129,6 +142,7 @@ func (r *recorder) publishStatus() {
 	s.RecorderPID = os.Getpid()
 	s.WindowSeconds = r.o.Settings.WriteLimit
 	s.Durable = r.acked
+	s.Notices = *r.teller.status.Load()
 	s.Records, s.Processes = r.table.Len(), r.processes.Len()
 	if r.sqlite != nil {
 		s.DatabaseBytes = r.sqlite.Size()
@@ -140,6 +154,9 @@ func (r *recorder) publishStatus() {
 			k.Error = err.Error()
 		}
 		s.Sinks = append(s.Sinks, k)
+	}
+	for _, w := range r.ways {
+		s.Ways = append(s.Ways, WayStatus{w.Name(), w.Dropped()})
 	}
 	r.status.Store(&s)
 }

@@ -52,7 +52,8 @@ func Doctor(ctx context.Context, o Options) (Report, error) {
 	if err == nil && o.Bandwidth {
 		err = l.hooks.Packets(true)
 	}
-	r.Hooks = l.hooks.State()
+	r.Hooks = append(l.hooks.State(), l.executed.state()...)
+	defer l.executed.close()
 	if err == nil {
 		r.HookSet = l.hooks.Set()
 		l.self = newSelfTest(uint32(os.Getpid()), o.Bandwidth)

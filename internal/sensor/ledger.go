@@ -21,6 +21,8 @@ type ledger struct {
 	undigested uint64
 	argvLost   uint64
 	evicted    uint64
+	opened     uint64 // descriptors of executables that could not be had
+	modified   uint64 // executables that somebody wrote to
 }
 
 // settled is for how many drains bytes must be missing to count as missing: a socket may move from one bucket of the
@@ -102,6 +104,7 @@ func (t *ledger) event(batch uint64, out outlet.Stats, digests digest.Stats) eve
 		event.LostRecorder: out.Restarts,
 		event.LostArgv:     t.argvLost,
 		event.LostTable:    t.evicted,
+		event.LostOpened:   t.opened,
 	} {
 		if n > 0 {
 			e.Lost[key] = n

@@ -62,6 +62,7 @@ type loop struct {
 	out      *outlet.Outlet
 	stream   *stream
 	tally    ledger
+	executed executed
 	self     *selfTest // flows of our own process, while the self-test runs
 	packets  packets
 	batch    uint64
@@ -81,6 +82,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer l.hooks.Close()
+	defer l.executed.close()
 
 	hello, err := l.start(ctx)
 	if err != nil {
@@ -97,6 +99,9 @@ func Run(ctx context.Context, o Options) error {
 	work.Go(func() error { return l.out.Run(flush, grace) })
 	hashing, hashed := context.WithCancel(running)
 	work.Go(func() error { return l.digester.Run(hashing) })
+	if l.executed.watch != nil {
+		work.Go(func() error { return l.executed.watch.Run(hashing) })
+	}
 	work.Go(func() error {
 		err := l.run(ctx)
 		hashed()
@@ -124,9 +129,10 @@ func newLoop(o Options) (*loop, error) {
 	l := &loop{
 		o: o, log: o.Logger, hooks: hooks, proc: proc,
 		table:    identity.New(identity.Options{Grace: imageGrace}),
-		digester: digest.New(digest.Options{}),
+		digester: digest.New(digest.Options{Queue: descriptorsMax}),
 		told:     map[string]time.Time{},
 	}
+	l.openExecuted()
 	l.stream = newStream()
 	l.out = outlet.New(o.Connect, l.stream.preamble, l.stream.recorderFailed, o.Logger)
 	return l, nil
@@ -156,6 +162,7 @@ func (l *loop) start(ctx context.Context) (event.Hello, error) {
 			l.notice("warning", fmt.Sprintf("hook %s is not attached: %s; not seen: %s", h.Name, h.Error, h.Cost), "run `picosnitch doctor`")
 		}
 	}
+	l.tellExecuted()
 	return hello, nil
 }
 
@@ -188,7 +195,7 @@ func (l *loop) hello(checks []Check) (event.Hello, error) {
 	}
 	return event.Hello{
 		Version: event.Version, Stream: newStreamID(), Program: l.o.Program, Host: host, Boot: boot,
-		Started: time.Now().UnixNano(), PID: os.Getpid(), HookSet: l.hooks.Set(), Hooks: l.hooks.State(),
+		Started: time.Now().UnixNano(), PID: os.Getpid(), HookSet: l.hooks.Set(), Hooks: append(l.hooks.State(), l.executed.state()...),
 		Bandwidth: l.o.Bandwidth, SelfTest: summary(checks),
 	}, nil
 }
@@ -213,6 +220,7 @@ func (l *loop) run(ctx context.Context) error {
 			return err
 		}
 		l.take(l.hooks.Processes(l))
+		l.claim()
 		l.switchPackets()
 		if now := time.Now(); now.Before(next) {
 			if !l.out.Full() {
@@ -237,6 +245,8 @@ func (l *loop) run(ctx context.Context) error {
 // tick drains everything and closes a batch.
 func (l *loop) tick() {
 	l.notices()
+	l.drainWatch()
+	l.sweepExecuted(time.Now())
 	for _, id := range l.table.Sweep(time.Now().UnixNano()) {
 		l.stream.exit(id, l.batch+1)
 	}
@@ -270,6 +280,7 @@ func (l *loop) closeBatch(final bool) {
 	l.batch++
 	stats := l.out.Stats()
 	l.stream.forget(stats.Acked)
+	l.tally.opened = l.executed.lostDescriptors()
 	e := l.tally.event(l.batch, stats, l.digester.Stats())
 	e.Final = final
 	l.stream.write(&event.Event{Ledger: &e})
@@ -311,6 +322,10 @@ func (l *loop) Exec(p event.Process) {
 		l.tally.argvLost++
 	}
 	l.table.Exec(p)
+	if l.executed.watch != nil {
+		l.elsewhere(&p)
+		l.executed.fresh = append(l.executed.fresh, p)
+	}
 }
 
 // Fork implements kernel.Handler.
@@ -397,7 +412,8 @@ func (l *loop) introduce(p event.Process) {
 	if !l.stream.process(p) || p.Source == event.SourceUnknown {
 		return
 	}
-	if x, known := l.digester.Want(p); known {
+	l.claim()
+	if x, known := l.digester.WantFile(p, l.executed.descriptor(p.File)); known {
 		l.executable(x)
 	}
 }
@@ -438,6 +454,7 @@ func (l *loop) awaitDigests(limit time.Duration) {
 			l.digest(r)
 		case <-time.After(5 * time.Millisecond):
 			l.take(l.hooks.Processes(l)) // their ring must not fill meanwhile
+			l.claim()
 		case <-end:
 			return
 		}
@@ -446,7 +463,7 @@ func (l *loop) awaitDigests(limit time.Duration) {
 
 func (l *loop) digest(r digest.Result) {
 	x := r.Executable
-	if x.Reason == digest.ReasonTouched && r.Unconfirmed != "" && l.runs(r.Process) {
+	if x.Reason == digest.ReasonTouched && r.Unconfirmed != "" && (l.vouches(&r) || l.runs(r.Process)) {
 		x.SHA256, x.Reason = r.Unconfirmed, ""
 	}
 	l.executable(x)

@@ -148,6 +148,18 @@ func (s *stream) executable(x event.Executable) {
 	s.add(&event.Event{Executable: &x})
 }
 
+// fileAt finds the path and the identity of a file that was digested.
+func (s *stream) fileAt(device, inode uint64) (string, event.FileID, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for file, x := range s.digests {
+		if file.Inode == inode && file.Device == device {
+			return x.Path, file, true
+		}
+	}
+	return "", event.FileID{}, false
+}
+
 // digestsMax is when digests that no process needs any more are forgotten.
 const digestsMax = 16384
 

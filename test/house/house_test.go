@@ -30,30 +30,41 @@ func edges() map[string][]string {
 
 		// On top: only daemon starts processes, only cli knows everything.
 		"internal/cli":    {"internal/daemon", "internal/config", "internal/event", "internal/sensor", "internal/recorder"},
-		"internal/daemon": {"internal/config", "internal/event", "internal/sensor", "internal/recorder"},
+		"internal/daemon": {"internal/config", "internal/event", "internal/errand", "internal/sensor", "internal/recorder", "internal/session"},
 		"internal/config": {"internal/event"},
 
 		// The root wing.
-		"internal/sensor":          {"internal/event", "internal/sensor/kernel", "internal/sensor/identity", "internal/sensor/digest", "internal/sensor/procfs", "internal/sensor/outlet"},
+		"internal/sensor": {
+			"internal/event", "internal/sensor/kernel", "internal/sensor/identity", "internal/sensor/fanotify", "internal/sensor/digest",
+			"internal/sensor/procfs", "internal/sensor/outlet",
+		},
 		"internal/sensor/place":    {"internal/event"},
 		"internal/sensor/script":   {"internal/event"},
 		"internal/sensor/kernel":   {"internal/event"},
 		"internal/sensor/identity": {"internal/event"},
+		"internal/sensor/fanotify": {"internal/event"},
 		"internal/sensor/digest":   {"internal/event"},
 		"internal/sensor/procfs":   {"internal/event"},
 		"internal/sensor/outlet":   {"internal/event"},
 
 		// The recorder's wing: names → flow → store, in the direction of the data.
-		"internal/recorder":       {"internal/event", "internal/schema", "internal/recorder/names", "internal/recorder/flow", "internal/recorder/store", "internal/recorder/feed"},
+		"internal/recorder":       {"internal/event", "internal/schema", "internal/recorder/names", "internal/recorder/flow", "internal/recorder/store", "internal/recorder/feed", "internal/recorder/known", "internal/recorder/origin", "internal/recorder/notify", "internal/recorder/desk", "internal/errand"},
 		"internal/recorder/names": {"internal/event"},
 		"internal/recorder/flow":  {"internal/event"},
 		"internal/recorder/store": {"internal/event", "internal/schema", "internal/recorder/flow"},
 		"internal/recorder/feed":  {"internal/event"},
-		// What is new or changed → what is told.
+		// What is new or changed → where it is from → what is told.
+		"internal/recorder/known":  {"internal/event", "internal/recorder/flow", "internal/recorder/notify"},
+		"internal/recorder/origin": {"internal/event"},
 		"internal/recorder/notify": {"internal/event"},
+		"internal/recorder/desk":   {"internal/event", "internal/errand", "internal/recorder/notify"},
 
-		// The two things that wings share.
+		// The desktop user's wing: one room.
+		"internal/session": {"internal/event", "internal/errand"},
+
+		// The things that wings share.
 		"internal/event":  {},
+		"internal/errand": {},
 		"internal/schema": {},
 	}
 }

@@ -47,6 +47,7 @@ type image struct {
 	id       event.ProcessID
 	program  *Program
 	parent   *image
+	uid      uint32
 	children int
 	size     int // bytes of its texts
 	ended    bool
@@ -138,7 +139,7 @@ func (im *image) above(other *image) bool {
 // describe gives an image its program.
 func (p *Processes) describe(im *image, e *event.Process) {
 	p.bytes -= im.size
-	im.program = p.program(e, im.parent)
+	im.program, im.uid = p.program(e, im.parent), e.UID
 	im.size = im.program.size()
 	p.bytes += im.size
 }
@@ -248,6 +249,21 @@ func (p *Processes) Program(id event.ProcessID) (*Program, bool) {
 		return im.program, true
 	}
 	return p.unknown, false
+}
+
+// Runs finds a process that executes a file, and its user. It looks at all of them.
+func (p *Processes) Runs(file event.FileID) (id event.ProcessID, uid uint32, running bool) {
+	if file.IsZero() {
+		return event.ProcessID{}, 0, false
+	}
+	for _, images := range p.tasks {
+		for _, im := range images {
+			if !im.ended && im.program.Executable.File == file {
+				return im.id, im.uid, true
+			}
+		}
+	}
+	return event.ProcessID{}, 0, false
 }
 
 func key(file event.FileID, path string) fileKey {

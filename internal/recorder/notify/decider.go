@@ -15,7 +15,6 @@ const (
 	hot     = int64(10 * time.Minute)       // what may weigh before a kind is held back, however slowly its things come
 	maxSome = 32                            // things of a group that are kept whole; the others are counted
 	maxRest = 1 << 12                       // things that are at rest
-	maxMute = 1 << 10                       // things that are muted
 )
 
 // holds is how long a group that does not come to rest is held back, by how often it was told.
@@ -43,14 +42,11 @@ type Decider struct {
 type State struct {
 	Groups map[Kind]*Group  `json:"groups,omitempty"`
 	Rests  map[string]*Rest `json:"rests,omitempty"` // by kind and key
-	Muted  []string         `json:"muted,omitempty"`
 	// First is the digest of the first minutes, FirstUntil when it is told; 0: not begun.
-	First      Group `json:"first,omitzero"`
-	FirstUntil int64 `json:"first_until,omitempty"`
-	FirstTold  bool  `json:"first_told,omitempty"`
-	// What was not told, since State began.
-	Ignored uint64 `json:"ignored,omitempty"` // by "Notify ignore"
-	Hushed  uint64 `json:"hushed,omitempty"`  // by the user's "Mute"
+	First      Group  `json:"first,omitzero"`
+	FirstUntil int64  `json:"first_until,omitempty"`
+	FirstTold  bool   `json:"first_told,omitempty"`
+	Ignored    uint64 `json:"ignored,omitempty"` // things left out by "Notify ignore", since State began
 }
 
 // Group is what waits to be told together.
@@ -103,28 +99,12 @@ func (d *Decider) Restore(s State, at int64) {
 // State returns what is to be remembered. It is the Decider's own: write it down before the next call.
 func (d *Decider) State() State { return d.s }
 
-// Mute silences what has the key (Notice.Mute) from now on, and reports whether it was news.
-func (d *Decider) Mute(key string) bool {
-	if key == "" || slices.Contains(d.s.Muted, key) {
-		return false
-	}
-	if len(d.s.Muted) >= maxMute {
-		d.s.Muted = d.s.Muted[1:]
-	}
-	d.s.Muted = append(d.s.Muted, key)
-	return true
-}
-
 // Add takes a thing in. Its Title, Body, Urgency and Mute are written later.
 func (d *Decider) Add(n Notice, at int64) {
 	f := form(d.forms, n.Kind)
 	n.Count = max(n.Count, 1)
-	switch {
-	case d.o.Ignore.matches(&n, f):
+	if d.o.Ignore.matches(&n, f) {
 		d.s.Ignored++
-		return
-	case f.Mutable && slices.Contains(d.s.Muted, n.file()):
-		d.s.Hushed++
 		return
 	}
 	key := string(n.Kind) + " " + n.key()

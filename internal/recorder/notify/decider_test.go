@@ -188,9 +188,7 @@ func TestRestart(t *testing.T) {
 			c.run(700 * time.Millisecond)
 			again()
 		}
-		c.d.Mute("/usr/bin/muted")
 		again()
-		c.add(NewProgram, "/usr/bin/muted")
 		c.run(26 * time.Hour)
 		for _, n := range c.told {
 			titles = append(titles, n.Title+"\n"+n.Body)
@@ -251,21 +249,6 @@ func TestIgnore(t *testing.T) {
 	}
 	if _, err := NewIgnore([]string{""}); err == nil {
 		t.Error("an empty entry is taken")
-	}
-}
-
-func TestMute(t *testing.T) {
-	c := newClock(Options{})
-	c.add(Changed, "/usr/bin/a")
-	c.run(time.Second)
-	if !c.d.Mute(c.told[0].Mute) || c.d.Mute(c.told[0].Mute) || c.d.Mute("") {
-		t.Error("Mute does not say what is news")
-	}
-	c.add(Modified, "/usr/bin/a")
-	c.add(Tampered, "/usr/bin/a") // cannot be muted: who mutes may be a program
-	c.run(time.Hour)
-	if len(c.told) != 2 || c.told[1].Kind != Tampered {
-		t.Errorf("%+v", c.told)
 	}
 }
 

@@ -12,11 +12,14 @@ const (
 	NewScript  Kind = "new-script"  // a script that was never seen on the network
 	Upgraded   Kind = "upgraded"    // a known file changed, and is what its package ships
 	Changed    Kind = "changed"     // a known file changed, and no package did it, or nobody can say
-	Tampered   Kind = "tampered"    // a known file changed, and is not what its package ships
-	Modified   Kind = "modified"    // the file of a running program was written to
-	Suspicious Kind = "suspicious"  // VirusTotal knows the file as suspicious or malicious
-	Loss       Kind = "loss"        // something could not be seen, kept or resolved
-	Failure    Kind = "failure"     // something else of picosnitch itself went wrong
+	// ChangedScript is Changed for a script.
+	ChangedScript Kind = "changed-script"
+
+	Tampered   Kind = "tampered"   // a known file changed, and is not what its package ships
+	Modified   Kind = "modified"   // the file of a running program was written to
+	Suspicious Kind = "suspicious" // VirusTotal knows the file as suspicious or malicious
+	Loss       Kind = "loss"       // something could not be seen, kept or resolved
+	Failure    Kind = "failure"    // something else of picosnitch itself went wrong
 )
 
 // Urgency is how loud a notice is; the levels are those of org.freedesktop.Notifications.
@@ -57,6 +60,7 @@ func Kinds() []Form {
 		{Kind: NewScript, One: "New script on the network", Many: "%d new scripts on the network", Where: "exe.log has them all", Urgency: Normal, Mutable: true, First: true, Rest: day, Calm: 10 * time.Second, Quiet: 1200 * time.Millisecond},
 		{Kind: Upgraded, One: "Changed by an upgrade", Many: "%d programs changed by upgrades", Where: "exe.log has them all", Urgency: Low, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Changed, One: "Program changed", Many: "%d programs changed", Where: "exe.log has them all", Urgency: Normal, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
+		{Kind: ChangedScript, One: "Script changed", Many: "%d scripts changed", Where: "exe.log has them all", Urgency: Normal, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Tampered, One: "Program is not what its package ships", Many: "%d programs are not what their packages ship", Where: "exe.log has them all", Urgency: Critical, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Modified, One: "Program modified while it runs", Many: "%d programs modified while they run", Where: "exe.log has them all", Urgency: Critical, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Failure, One: "picosnitch needs attention", Many: "picosnitch needs attention: %d messages", Where: "see error.log", Plain: true, Urgency: Normal, Always: true, Rest: time.Hour, Calm: time.Minute, Quiet: 5 * time.Second},

@@ -18,7 +18,7 @@ type Notice struct {
 	Title   string  `json:"title"` // one line
 	Body    string  `json:"body"`  // a few lines
 	Urgency Urgency `json:"urgency"`
-	// Mute is what Decider.Mute takes so that nothing more of this is told; "" where there is nothing to mute.
+	// Mute is what a user names to hear no more of this kind about it; "" where there is nothing to mute.
 	Mute string `json:"mute,omitempty"`
 
 	// What it is about. Empty where Count > 1 and the things differ.

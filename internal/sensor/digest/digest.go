@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/picosnitch/picosnitch/internal/event"
 )
 
@@ -35,7 +37,7 @@ const (
 	ReasonChanged  = "changed while it was read"
 	ReasonTouched  = "renamed, unlinked or changed between its start and the reading"
 	ReasonDenied   = "unreadable: permission denied"
-	ReasonFUSE     = "unreadable: a file system only its user can read (FUSE)"
+	ReasonFUSE     = event.ReasonFUSE
 	ReasonSize     = "too large to hash"
 	ReasonNoFile   = "not a regular file"
 	ReasonFiles    = "too many open files: raise \"Set RLIMIT_NOFILE\""
@@ -65,6 +67,28 @@ type Result struct {
 	// it. A program that runs cannot be written to, so this is the right digest if and only if the process has not
 	// executed anything else before the result came. Only the owner of the process table can know that.
 	Unconfirmed string
+	// Vouched is true when the file was read through a Descriptor that was: Unconfirmed is right then also after the process
+	// ended, if nothing was written to Source since Began.
+	Vouched bool
+	Began   time.Time // when the digest was wanted
+	Source  Inode     // what was read
+}
+
+// Descriptor is an open executable.
+type Descriptor struct {
+	FD int // -1: none
+	// Vouched says that its content was that of the exec when the digest was wanted, although its change time may have moved
+	// since the exec.
+	Vouched bool
+}
+
+// None is no Descriptor.
+func None() Descriptor { return Descriptor{FD: -1} }
+
+// Inode is (st_dev, st_ino).
+type Inode struct {
+	Device uint64
+	Number uint64
 }
 
 // Stats are totals since New, but for Waiting and Cached, which are now.
@@ -85,13 +109,37 @@ type cacheKey struct {
 	process event.ProcessID // zero for digests of a known file
 }
 
-type job struct {
-	key   cacheKey
-	procs []event.Process // that have this file; the first asked first
+// entry of the cache.
+type entry struct {
+	executable event.Executable
+	source     Inode // what was read; zero for failures
 }
 
-// maxProcs is how many processes a job remembers: if one is gone, another may still show the file.
-const maxProcs = 4
+type job struct {
+	key    cacheKey
+	askers []asker // that have this file; the first asked first
+	began  time.Time
+	source Inode // what was read
+	held   bool  // through a descriptor of the asker
+	reader int   // that asker's place
+}
+
+// asker is who wants a digest.
+type asker struct {
+	event.Process
+	fd      int // of the file it executes, or -1; the job's
+	vouched bool
+}
+
+func (a *asker) close() {
+	if a.fd >= 0 {
+		unix.Close(a.fd)
+		a.fd = -1
+	}
+}
+
+// maxAskers is how many processes a job remembers: if one is gone, another may still show the file.
+const maxAskers = 4
 
 // Digester hashes executables. Make it with New, and call Run.
 type Digester struct {
@@ -102,8 +150,9 @@ type Digester struct {
 	mu      sync.Mutex // guards all below
 	queue   []*job
 	pending map[cacheKey]*job // queued or being read
-	cache   map[cacheKey]event.Executable
-	order   []cacheKey // of cache, oldest first
+	cache   map[cacheKey]entry
+	order   []cacheKey           // of cache, oldest first
+	sources map[Inode][]cacheKey // of cache, by what was read
 	stats   Stats
 }
 
@@ -132,7 +181,8 @@ func New(o Options) *Digester {
 		results: make(chan Result, 64),
 		wake:    make(chan struct{}, 1),
 		pending: make(map[cacheKey]*job),
-		cache:   make(map[cacheKey]event.Executable),
+		cache:   make(map[cacheKey]entry),
+		sources: make(map[Inode][]cacheKey),
 		stats:   Stats{Failed: make(map[string]uint64)},
 	}
 }
@@ -143,23 +193,38 @@ func (d *Digester) Results() <-chan Result { return d.results }
 // Want asks for the digest of the file that p executes. It never blocks. When the answer is known (a digest of
 // the same file, a failure for the same process and file, no digest possible, or the queue is full) it is returned with
 // true; the last is not remembered, so p may be wanted again. Else a Result follows.
-func (d *Digester) Want(p event.Process) (event.Executable, bool) {
+func (d *Digester) Want(p event.Process) (event.Executable, bool) { return d.WantFile(p, None()) }
+
+// WantFile is Want with a descriptor of the file. The descriptor is the Digester's from then on.
+func (d *Digester) WantFile(p event.Process, file Descriptor) (event.Executable, bool) {
+	a := asker{p, file.FD, file.Vouched}
+	x, known := d.want(&a)
+	if known {
+		a.close()
+	}
+	return x, known
+}
+
+func (d *Digester) want(a *asker) (event.Executable, bool) {
+	p := &a.Process
 	if p.Kernel {
 		return event.Executable{File: p.File, Path: p.Path, Reason: ReasonKernel}, true
 	}
-	key := keyOf(p)
+	key := keyOf(*p)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, k := range []cacheKey{key, {p.File, p.ID}} {
-		if exe, ok := d.cache[k]; ok {
+		if e, ok := d.cache[k]; ok {
 			d.stats.Hits++
-			exe.Path = p.Path
-			return exe, true
+			e.executable.Path = p.Path
+			return e.executable, true
 		}
 	}
 	if j := d.pending[key]; j != nil {
-		if len(j.procs) < maxProcs {
-			j.procs = append(j.procs, p)
+		if len(j.askers) < maxAskers {
+			j.askers = append(j.askers, *a)
+		} else {
+			a.close() // the others' are of the same file
 		}
 		return event.Executable{}, false
 	}
@@ -167,19 +232,50 @@ func (d *Digester) Want(p event.Process) (event.Executable, bool) {
 		d.stats.Failed[ReasonBusy]++
 		return event.Executable{File: p.File, Path: p.Path, Reason: ReasonBusy}, true
 	}
-	j := &job{key: key, procs: []event.Process{p}}
+	j := &job{key: key, askers: []asker{*a}, began: time.Now()}
 	d.pending[key] = j
 	d.queue = append(d.queue, j)
 	d.poke()
 	return event.Executable{}, false
 }
 
-// Forget drops what is known of file: it was seen to be written to. A reading that runs is not affected: it
-// checks by itself.
-func (d *Digester) Forget(file event.FileID) {
+// Known reports whether the digest of a file is in the cache, by what stat told when it was read.
+func (d *Digester) Known(source Inode, ctime, size int64) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.cache, cacheKey{file: file})
+	for _, key := range d.sources[source] {
+		if _, ok := d.cache[key]; ok && key.file.Ctime == ctime && key.file.Size == size {
+			return true
+		}
+	}
+	return false
+}
+
+// Room is how many more jobs the queue takes.
+func (d *Digester) Room() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.o.Queue - len(d.queue)
+}
+
+// Forget drops what is known of a file: it was written to. A reading that runs is not affected: it checks by itself, and
+// its Result says since when.
+func (d *Digester) Forget(source Inode) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, key := range d.sources[source] {
+		delete(d.cache, key)
+	}
+	delete(d.sources, source)
+}
+
+// ForgetAll drops everything that is known: nobody can say which files were written to.
+func (d *Digester) ForgetAll() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	clear(d.cache)
+	clear(d.sources)
+	d.order = nil
 }
 
 // Stats returns the counts.

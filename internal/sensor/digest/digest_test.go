@@ -196,8 +196,8 @@ func TestDigestEqualsSHA256Sum(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := want(t, d, p)
-			expect := Result{p.ID, event.Executable{File: p.File, Path: p.Path, SHA256: string(out[:64])}, ""}
-			if diff := cmp.Diff(expect, got); diff != "" {
+			expect := event.Executable{File: p.File, Path: p.Path, SHA256: string(out[:64])}
+			if diff := cmp.Diff(expect, got.Executable); diff != "" || got.Process != p.ID || got.Unconfirmed != "" || got.Vouched {
 				t.Errorf("%s, %d bytes (-want +got):\n%s", name, size, diff)
 			}
 		}
@@ -383,7 +383,7 @@ func TestChangedWhileRead(t *testing.T) {
 		"touched": func() error { return os.Chmod(path, 0o700) },
 	} {
 		p.File = fileID(t, path)
-		o, why := d.open(p)
+		o, why := d.open(&asker{p, -1, false})
 		if why != nil {
 			t.Fatal(why)
 		}
@@ -408,7 +408,7 @@ func TestChangedInTheMiddle(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := New(Options{})
-	o, why := d.open(onDisk(t, path))
+	o, why := d.open(&asker{onDisk(t, path), -1, false})
 	if why != nil {
 		t.Fatal(why)
 	}

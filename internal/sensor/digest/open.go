@@ -51,10 +51,26 @@ type opened struct {
 	fd    int
 	stat  unix.Stat_t
 	exact bool // it is the file that the kernel named; else only its change time differs
+	held  bool // fd is the asker's, from fanotify
+}
+
+// unchanged reports whether a file is as it was. Of a held descriptor the change time may move, as unlink and rename move it:
+// whether it was written to is told by fanotify.
+func (o *opened) unchanged(before, after *unix.Stat_t) bool {
+	b, a := identity(before), identity(after)
+	if o.held && b.Ctime != a.Ctime {
+		o.exact = false
+		b.Ctime, a.Ctime = before.Mtim.Nano(), after.Mtim.Nano()
+	}
+	return a == b
 }
 
 // open returns the file that p executes. Of several failures the one that tells the user most is returned.
-func (d *Digester) open(p event.Process) (*opened, *problem) {
+func (d *Digester) open(a *asker) (*opened, *problem) {
+	p := &a.Process
+	if o := d.given(a); o != nil {
+		return o, nil
+	}
 	path, plain := rawPath(p.Path)
 	plain = plain && !p.File.IsZero() // without an identity nothing but the process can tell which file is meant
 	if p.ID.PID == 0 && p.Path == "" {
@@ -100,6 +116,29 @@ func (d *Digester) open(p event.Process) (*opened, *problem) {
 	return nil, worst
 }
 
+// given is the descriptor that came with the question, if it is of the file in question.
+func (d *Digester) given(a *asker) *opened {
+	if a.fd < 0 {
+		return nil
+	}
+	o := &opened{fd: a.fd, held: true}
+	var fs unix.Statfs_t
+	if unix.Fstat(a.fd, &o.stat) != nil || o.stat.Mode&unix.S_IFMT != unix.S_IFREG || o.stat.Size > d.o.MaxSize {
+		return nil
+	}
+	if unix.Fstatfs(a.fd, &fs) != nil {
+		fs.Type = 0
+	}
+	switch compare(a.File, &o.stat, fs.Type) {
+	case same:
+		o.exact = true
+	case moved:
+	default:
+		return nil
+	}
+	return o
+}
+
 // through opens a file, first as a reference: opening a device or a pipe for reading has effects, and a stranger chose
 // the path.
 func (d *Digester) through(want event.FileID, running bool, open func() (int, error)) (*opened, *problem) {
@@ -123,7 +162,7 @@ func (d *Digester) through(want event.FileID, running bool, open func() (int, er
 		if !running {
 			return nil, because(ReasonReplaced)
 		}
-		if fs.Type == magicOverlay || fs.Type == magicFUSE || fs.Type == unix.NFS_SUPER_MAGIC {
+		if (fs.Type == magicOverlay && o.stat.Ctim.Nano() != want.Ctime) || fs.Type == magicFUSE || fs.Type == unix.NFS_SUPER_MAGIC {
 			// The bytes may be changed behind the file that runs.
 			return nil, because(ReasonTouched)
 		}
@@ -151,13 +190,18 @@ const (
 	same
 )
 
-// compare tells whether a file is the one that the kernel named. On btrfs and overlayfs stat tells a device of its own;
-// there inode, size and change time must do. A zero identity is met by every file.
+// compare tells whether a file is the one that the kernel named. On btrfs and overlayfs stat may tell a device of its own;
+// there inode, size and change time must do. On overlayfs the inode may differ, too: the kernel named the file of the layer, and
+// stat keeps the number that a file had before it was copied up. A zero identity is met by every file.
 func compare(want event.FileID, st *unix.Stat_t, magic int64) int {
 	switch {
 	case want.IsZero():
 		return same
-	case want.Inode != st.Ino || want.Size != st.Size:
+	case want.Size != st.Size:
+		return other
+	case want.Inode != st.Ino && magic == magicOverlay && want.Ctime == st.Ctim.Nano():
+		return moved
+	case want.Inode != st.Ino:
 		return other
 	case want.Device != st.Dev && magic != magicBtrfs && magic != magicOverlay:
 		return other

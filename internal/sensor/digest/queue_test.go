@@ -39,7 +39,7 @@ func TestCache(t *testing.T) {
 	if s := d.Stats(); s.Evicted != 2 || s.Cached != 2 || s.Hashed != 4 || s.Hits != 1 {
 		t.Errorf("stats %+v; want 2 evicted, 2 cached, 4 hashed, 1 hit", s)
 	}
-	d.Forget(ps[0].File)
+	d.Forget(Inode{ps[0].File.Device, ps[0].File.Inode})
 	if _, known := d.Want(ps[0]); known {
 		t.Error("a forgotten file is still known")
 	}
@@ -56,7 +56,7 @@ func TestFreshChangeTimeIsNotKept(t *testing.T) {
 		kept bool
 	}{{0, false}, {-fresh / 2, false}, {2 * fresh, true}, {-time.Hour, true}} {
 		p.File.Ctime = time.Now().Add(-c.age).UnixNano()
-		j := &job{key: keyOf(p), procs: []event.Process{p}}
+		j := &job{key: keyOf(p), askers: []asker{{p, -1, false}}}
 		d.finish(context.Background(), j, event.Executable{File: p.File, SHA256: "x"}, "", 1, nil)
 		<-d.results
 		if _, known := d.Want(p); known != c.kept {
@@ -152,7 +152,7 @@ func TestLateComerIsTriedAgain(t *testing.T) {
 	late := p
 	late.ID.PID = 9
 	d := New(Options{})
-	j := &job{key: keyOf(p), procs: []event.Process{p, late}}
+	j := &job{key: keyOf(p), askers: []asker{{p, -1, false}, {late, -1, false}}}
 	d.finish(context.Background(), j, event.Executable{}, "", 1, because(ReasonGone))
 	if _, known := d.Want(p); !known {
 		t.Error("the failure of the process that was tried is not known")
@@ -215,7 +215,7 @@ func BenchmarkDigest(b *testing.B) {
 	d := start(b, Options{Cache: 1})
 	b.SetBytes(p.File.Size)
 	for i := 0; b.Loop(); i++ {
-		d.Forget(p.File)
+		d.Forget(Inode{p.File.Device, p.File.Inode})
 		p.ID.Exec = uint32(i)
 		if r := want(b, d, p); r.Executable.SHA256 == "" {
 			b.Fatalf("%+v", r)

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,7 +66,7 @@ func (d *Digester) run(ctx context.Context) error {
 			for _, w := range workers {
 				if j := w.stalled(now, d.o.Stall, d.mayReplace()); j != nil {
 					d.count(func(s *Stats) { s.Stuck++ })
-					d.finish(ctx, j, event.Executable{}, "", maxProcs, because(ReasonStalled))
+					d.finish(ctx, j, event.Executable{}, "", maxAskers, because(ReasonStalled))
 					missing++
 					continue
 				}
@@ -180,16 +181,17 @@ func (d *Digester) hash(ctx context.Context, w *worker, j *job, buf []byte) (eve
 	why := because(ReasonGone)
 	for i := 0; ; i++ {
 		d.mu.Lock()
-		if i >= len(j.procs) {
+		if i >= len(j.askers) {
 			d.mu.Unlock()
 			return event.Executable{}, "", i, why
 		}
-		p := j.procs[i]
+		a := j.askers[i]
 		d.mu.Unlock()
-		exe, unconfirmed, failed := d.one(ctx, w, p, buf)
-		// A touched file would be the same through another process, but the digest belongs to the process
-		// that it was opened through: only the first one is answered for.
-		if failed == nil || failed.reason == ReasonTouched && i == 0 {
+		exe, unconfirmed, failed := d.one(ctx, w, j, &a, buf)
+		// A touched file would be the same through another process, but the digest belongs to the process that
+		// it was opened through: only the first one is answered for, or the one that brought the descriptor.
+		if failed == nil || failed.reason == ReasonTouched && (i == 0 || j.held) {
+			j.reader = i
 			return exe, unconfirmed, i + 1, failed
 		}
 		if i == 0 || why.reason == ReasonGone {
@@ -198,15 +200,17 @@ func (d *Digester) hash(ctx context.Context, w *worker, j *job, buf []byte) (eve
 	}
 }
 
-// one hashes what p executes.
-func (d *Digester) one(ctx context.Context, w *worker, p event.Process, buf []byte) (event.Executable, string, *problem) {
+// one hashes what a executes.
+func (d *Digester) one(ctx context.Context, w *worker, j *job, a *asker, buf []byte) (event.Executable, string, *problem) {
+	p := &a.Process
 	for range tries {
-		o, why := d.open(p)
+		o, why := d.open(a)
 		if why != nil {
 			return event.Executable{File: p.File}, "", why
 		}
 		sum, why := d.read(ctx, w, o, buf)
 		if why == nil {
+			j.source, j.held = Inode{o.stat.Dev, o.stat.Ino}, o.held
 			exe := event.Executable{File: p.File, SHA256: sum}
 			if p.File.IsZero() {
 				exe.File = identity(&o.stat)
@@ -226,12 +230,14 @@ func (d *Digester) one(ctx context.Context, w *worker, p event.Process, buf []by
 
 // read hashes and closes o, and proves that it did not change meanwhile.
 func (d *Digester) read(ctx context.Context, w *worker, o *opened, buf []byte) (string, *problem) {
-	defer unix.Close(o.fd)
+	if !o.held {
+		defer unix.Close(o.fd)
+	}
 	var before, after unix.Stat_t
 	if err := unix.Fstat(o.fd, &before); err != nil {
 		return "", errno(ReasonRead, err)
 	}
-	if identity(&before) != identity(&o.stat) {
+	if !o.unchanged(&o.stat, &before) {
 		return "", because(ReasonChanged)
 	}
 	_ = unix.Fadvise(o.fd, 0, 0, unix.FADV_SEQUENTIAL) // only a wish
@@ -241,7 +247,7 @@ func (d *Digester) read(ctx context.Context, w *worker, o *opened, buf []byte) (
 		if err := ctx.Err(); err != nil {
 			return "", &problem{ReasonRead, err}
 		}
-		n, err := unix.Read(o.fd, buf)
+		n, err := unix.Pread(o.fd, buf, size) // another reader of the descriptor may have moved its position
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -261,7 +267,7 @@ func (d *Digester) read(ctx context.Context, w *worker, o *opened, buf []byte) (
 	if err := unix.Fstat(o.fd, &after); err != nil {
 		return "", errno(ReasonRead, err)
 	}
-	if identity(&after) != identity(&before) || size != before.Size {
+	if !o.unchanged(&before, &after) || size != before.Size {
 		return "", because(ReasonChanged)
 	}
 	d.count(func(s *Stats) { s.Hashed++; s.Bytes += uint64(size) })
@@ -271,46 +277,72 @@ func (d *Digester) read(ctx context.Context, w *worker, o *opened, buf []byte) (
 // finish remembers and delivers what became of j, for which the first tried processes were asked.
 func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unconfirmed string, tried int, why *problem) {
 	d.mu.Lock()
-	procs := j.procs
+	askers := j.askers
 	delete(d.pending, j.key)
-	exe.Path = procs[0].Path
+	exe.Path = askers[0].Path
 	if why != nil {
-		exe.File, exe.SHA256, exe.Reason = procs[0].File, "", why.Error()
+		exe.File, exe.SHA256, exe.Reason = askers[0].File, "", why.Error()
 		d.stats.Failed[why.reason]++
-		for i, p := range procs {
+		for i, a := range askers {
 			if i < tried && why.reason != ReasonFiles {
-				d.keep(cacheKey{p.File, p.ID}, exe)
+				d.keep(cacheKey{a.File, a.ID}, entry{executable: exe})
 			}
 		}
-		if tried < len(procs) { // they came after the last try, and may have more luck
-			again := &job{key: j.key, procs: procs[tried:]}
+		if tried < len(askers) { // they came after the last try, and may have more luck
+			again := &job{key: j.key, askers: askers[tried:], began: j.began}
 			d.pending[j.key] = again
 			d.queue = append(d.queue, again)
 			d.poke()
 		}
 	} else if j.key.file.IsZero() {
-		d.keep(cacheKey{process: procs[0].ID}, exe)
+		d.keep(cacheKey{process: askers[0].ID}, entry{executable: exe})
 	} else if age := time.Since(time.Unix(0, exe.File.Ctime)); age > fresh || age < -fresh {
-		d.keep(j.key, exe)
+		d.keep(j.key, entry{exe, j.source})
+		if !slices.Contains(d.sources[j.source], j.key) {
+			d.sources[j.source] = append(d.sources[j.source], j.key)
+		}
 	}
+	for i := range askers {
+		if why == nil || i < tried {
+			askers[i].close()
+		}
+	}
+	reader := &askers[0]
+	if j.held {
+		reader = &askers[j.reader]
+	}
+	vouched := j.held && reader.vouched
 	d.mu.Unlock()
 	select {
-	case d.results <- Result{Process: procs[0].ID, Executable: exe, Unconfirmed: unconfirmed}:
+	case d.results <- Result{
+		Process: reader.ID, Executable: exe, Unconfirmed: unconfirmed, Vouched: vouched, Began: j.began, Source: j.source,
+	}:
 	case <-ctx.Done():
 	}
 }
 
-// keep puts exe into the cache. d.mu is held.
-func (d *Digester) keep(key cacheKey, exe event.Executable) {
+// keep puts e into the cache. d.mu is held.
+func (d *Digester) keep(key cacheKey, e entry) {
 	if _, ok := d.cache[key]; !ok {
 		for len(d.order) >= d.o.Cache {
-			if _, ok := d.cache[d.order[0]]; ok {
+			if old, ok := d.cache[d.order[0]]; ok {
 				d.stats.Evicted++
-				delete(d.cache, d.order[0])
+				d.drop(d.order[0], old.source)
 			}
 			d.order = d.order[1:]
 		}
 		d.order = append(d.order, key)
 	}
-	d.cache[key] = exe
+	d.cache[key] = e
+}
+
+// drop takes key out of the cache. d.mu is held.
+func (d *Digester) drop(key cacheKey, source Inode) {
+	delete(d.cache, key)
+	left := slices.DeleteFunc(d.sources[source], func(k cacheKey) bool { return k == key })
+	if len(left) == 0 {
+		delete(d.sources, source)
+	} else {
+		d.sources[source] = left
+	}
 }

@@ -229,6 +229,27 @@ func (t *Table) Resolve(id event.ProcessID) (event.Process, bool) {
 	return im.process(), im.facts.root().known
 }
 
+// Newest returns the newest image that the table has of a pid: of the process that runs under it, or of the last that did. It
+// looks through the whole table: it is for what is rare.
+func (t *Table) Newest(pid uint32) (event.Process, bool) {
+	var newest *process
+	for k, pr := range t.procs {
+		if k.pid != pid {
+			continue
+		}
+		for ; pr != nil; pr = pr.next {
+			if newest == nil || pr.start > newest.start {
+				newest = pr
+			}
+		}
+	}
+	if newest == nil || pid == 0 {
+		return event.Process{}, false
+	}
+	im := newest.images[len(newest.images)-1]
+	return im.process(), im.facts.root().known
+}
+
 // Ancestors returns the images that forked id, its parent's parent and so on, nearest first, at most MaxAncestors. Those
 // of which only the number is known have event.SourceUnknown.
 func (t *Table) Ancestors(id event.ProcessID) []event.Process {

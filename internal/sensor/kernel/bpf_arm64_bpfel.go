@@ -50,8 +50,10 @@ type bpfExecReport struct {
 	Inode      uint64
 	FileSize   uint64
 	CtimeSec   int64
+	MtimeSec   int64
 	Device     uint64
 	CtimeNsec  uint32
+	MtimeNsec  uint32
 	Generation uint32
 	Links      uint32
 	Uid        uint32
@@ -62,6 +64,7 @@ type bpfExecReport struct {
 	ScriptLen  uint16
 	Flags      uint16
 	Comm       [16]uint8
+	Zero       uint32
 }
 
 type bpfExitReport struct {

@@ -120,6 +120,7 @@ func decodeExec(b []byte) (event.Process, int, error) {
 			Device: unix.Mkdev(uint32(r.Device>>20), uint32(r.Device&(1<<20-1))), Inode: r.Inode, Generation: r.Generation,
 			Ctime: r.CtimeSec*1e9 + int64(r.CtimeNsec), Size: int64(r.FileSize),
 		}
+		p.Mtime = r.MtimeSec*1e9 + int64(r.MtimeNsec)
 		p.Deleted = r.Links == 0 || r.Flags&flagDisconnected != 0
 	}
 	if r.Kind == uint32(bpfKindKIND_FOUND) {

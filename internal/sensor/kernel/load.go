@@ -132,9 +132,12 @@ func (h *Hooks) attachDrains() {
 // newCollection loads all programs; when the kernel refuses an optional one, the rest without it.
 func (h *Hooks) newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	options := ebpf.CollectionOptions{}
-	// Where btrfs is a module, its types are in the module's BTF; without them its device numbers differ from stat's.
-	if module, err := btf.LoadKernelModuleSpec("btrfs"); err == nil {
-		options.Programs.ExtraRelocationTargets = []*btf.Spec{module}
+	// Where these are modules, their types are in the modules' BTF. Without them files have the numbers of the overlay, and
+	// on btrfs a device that is not stat's.
+	for _, name := range []string{"btrfs", "overlay"} {
+		if module, err := btf.LoadKernelModuleSpec(name); err == nil {
+			options.Programs.ExtraRelocationTargets = append(options.Programs.ExtraRelocationTargets, module)
+		}
 	}
 	for range len(spec.Programs) + 1 {
 		c, err := ebpf.NewCollectionWithOptions(spec, options)

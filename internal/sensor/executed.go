@@ -1,0 +1,297 @@
+package sensor
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/sensor/digest"
+	"github.com/picosnitch/picosnitch/internal/sensor/fanotify"
+)
+
+// executed keeps the descriptors of executables until it is known whether their digests are wanted: a program may use the
+// network when its file is long unlinked, and may have ended when that is known. Only the loop uses it.
+type executed struct {
+	watch  *fanotify.Watch // nil: there is none
+	reason error           // why
+	limit  int             // of files
+	files  map[event.FileID]*held
+	order  []event.FileID // of files, oldest first; some are gone
+	fresh  []event.Process
+	late   []lateExec
+	// written is when a file was last seen to be written to.
+	written   map[digest.Inode]time.Time
+	overflows uint64
+	mountNS   map[uint32]bool // that were looked at
+}
+
+// held is a descriptor that nobody wanted yet.
+type held struct {
+	digest.Descriptor
+	inode fanotify.Inode
+	idle  time.Time // since then no process runs it; zero: one does
+}
+
+// lateExec is an exec whose descriptor has not come yet.
+type lateExec struct {
+	process event.Process
+	until   time.Time
+}
+
+const (
+	// descriptorsMax bounds each of the two stores of descriptors: those that wait for their exec, those that wait to be wanted.
+	descriptorsMax = 4096
+	// lateMax and lateWait bound the execs that wait for their descriptor: those of layered file systems may come late.
+	lateMax  = 4096
+	lateWait = 5 * time.Second
+	// heldIdle is how long a descriptor is kept when no process runs its file any more: flows come within two drains.
+	heldIdle = 5 * time.Second
+	// writtenKept is how long a write is remembered: longer than any digest takes whose result depends on it.
+	writtenKept = 10 * time.Minute
+	writtenMax  = 16384
+)
+
+// openExecuted starts watching. Without fanotify the rest works, and says what it costs.
+func (l *loop) openExecuted() {
+	x := &l.executed
+	x.files = map[event.FileID]*held{}
+	x.written = map[digest.Inode]time.Time{}
+	x.mountNS = map[uint32]bool{}
+	x.limit = descriptorLimit()
+	x.watch, x.reason = fanotify.New(fanotify.Options{Limit: x.limit, Known: func(id fanotify.Identity) bool {
+		return l.digester.Known(digest.Inode(id.Inode), id.Ctime, id.Size)
+	}})
+	if x.reason != nil {
+		x.watch = nil
+	}
+}
+
+// descriptorLimit is a quarter of RLIMIT_NOFILE ("Set RLIMIT_NOFILE") for each store: the rest is for everything else.
+func descriptorLimit() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 64
+	}
+	return int(min(max(limit.Cur/4, 16), descriptorsMax))
+}
+
+func (x *executed) state() []event.Hook {
+	if x.watch == nil {
+		return fanotify.Off(x.reason)
+	}
+	return x.watch.State()
+}
+
+func (x *executed) close() error {
+	for _, h := range x.files {
+		unix.Close(h.FD)
+	}
+	clear(x.files)
+	if x.watch == nil {
+		return nil
+	}
+	return x.watch.Close()
+}
+
+// claim finds the descriptors of the execs that were reported since the last call.
+func (l *loop) claim() {
+	x := &l.executed
+	if x.watch == nil || len(x.fresh) == 0 && len(x.late) == 0 {
+		return
+	}
+	l.drainWatch()
+	now := time.Now()
+	late := x.late[:0]
+	for _, e := range x.late {
+		if !l.claimOne(&e.process) && now.Before(e.until) {
+			late = append(late, e)
+		}
+	}
+	for i := range x.fresh {
+		p := &x.fresh[i]
+		if !l.claimOne(p) && len(late) < lateMax {
+			late = append(late, lateExec{*p, now.Add(lateWait)})
+		}
+	}
+	x.late = late
+	clear(x.fresh)
+	x.fresh = x.fresh[:0]
+}
+
+// claimOne reports whether nothing more is to come for the exec.
+func (l *loop) claimOne(p *event.Process) bool {
+	x := &l.executed
+	o, ok := x.watch.Claim(p.ID.PID, p.File)
+	if !ok {
+		// Its content is known, so the descriptor was closed at once.
+		return l.digester.Known(digest.Inode{Device: p.File.Device, Number: p.File.Inode}, p.File.Ctime, p.File.Size)
+	}
+	if _, ok := x.files[p.File]; ok {
+		unix.Close(o.FD)
+		x.files[p.File].idle = time.Time{}
+		return true
+	}
+	x.hold(p.File, &held{Descriptor: digest.Descriptor{FD: o.FD, Vouched: unwritten(&o, p)}, inode: o.Identity.Inode})
+	return true
+}
+
+// unwritten reports whether nobody wrote to the file between its exec and the watch that was set when its descriptor came.
+// An unlink or a rename at that moment moves the change time only. (Who overwrites a file at once when its program has ended,
+// and then sets the time of the last change back, within that moment, is not found out: docs/attribution.md.)
+func unwritten(o *fanotify.Opened, p *event.Process) bool {
+	return o.Identity.Size == p.File.Size && (o.Identity.Ctime == p.File.Ctime || o.Mtime == p.Mtime)
+}
+
+// hold keeps a descriptor. When there are too many the oldest goes.
+func (x *executed) hold(file event.FileID, h *held) {
+	for len(x.files) >= x.limit && len(x.order) > 0 {
+		oldest := x.order[0]
+		x.order = x.order[1:]
+		if old := x.files[oldest]; old != nil {
+			unix.Close(old.FD)
+			delete(x.files, oldest)
+		}
+	}
+	x.files[file] = h
+	x.order = append(x.order, file)
+}
+
+// descriptor gives away the one of a file.
+func (x *executed) descriptor(file event.FileID) digest.Descriptor {
+	h := x.files[file]
+	if h == nil {
+		return digest.None()
+	}
+	delete(x.files, file)
+	return h.Descriptor
+}
+
+// drainWatch takes in what fanotify has to say.
+func (l *loop) drainWatch() {
+	x := &l.executed
+	if x.watch == nil {
+		return
+	}
+	if err := x.watch.Drain(); err != nil {
+		l.notice("error", err.Error(), "digests of programs that end at once may be missing; please report this")
+	}
+	for _, c := range x.watch.Changes() {
+		l.written(&c)
+	}
+	if s := x.watch.Stats(); s.Overflows != x.overflows {
+		x.overflows = s.Overflows
+		l.digester.ForgetAll()
+		for _, h := range x.files {
+			h.Vouched = false
+		}
+		l.notice("error", "the kernel dropped notices of executed and changed files: no digest that was made before is trusted any more", "the machine is short of memory")
+	}
+}
+
+// written tells of a known executable that somebody wrote to.
+func (l *loop) written(c *fanotify.Change) {
+	x := &l.executed
+	inode := digest.Inode(c.Inode)
+	l.digester.Forget(inode)
+	if len(x.written) >= writtenMax {
+		clear(x.written)
+		for _, h := range x.files {
+			h.Vouched = false
+		}
+	}
+	x.written[inode] = c.At
+	for _, h := range x.files {
+		if h.inode == c.Inode {
+			h.Vouched = false
+		}
+	}
+	e := event.Modified{Path: event.Text([]byte(c.Path)), File: event.FileID{Device: c.Device, Inode: c.Number}}
+	if path, file, ok := l.stream.fileAt(c.Device, c.Number); ok {
+		e.Path, e.File = path, file
+	}
+	if p, ok := l.table.Newest(c.PID); ok {
+		l.announce(p)
+		e.By = p.ID
+	}
+	l.tally.modified++
+	l.stream.write(&event.Event{Modified: &e})
+}
+
+// vouches reports whether the content that a digest was made of is that of the exec, although the change time moved.
+func (l *loop) vouches(r *digest.Result) bool {
+	l.drainWatch()
+	at, written := l.executed.written[r.Source]
+	return r.Vouched && time.Since(r.Began) < writtenKept && (!written || at.Before(r.Began))
+}
+
+// sweepExecuted closes descriptors that nobody will want.
+func (l *loop) sweepExecuted(now time.Time) {
+	x := &l.executed
+	if x.watch == nil {
+		return
+	}
+	x.watch.Expire(now)
+	runs := make(map[event.FileID]bool, len(x.files))
+	if len(x.files) > 0 {
+		for id := range l.table.Live() {
+			if p, ok := l.table.Resolve(id); ok {
+				runs[p.File] = true
+			}
+		}
+	}
+	order := x.order[:0]
+	for _, file := range x.order {
+		h := x.files[file]
+		switch {
+		case h == nil:
+			continue
+		case runs[file]:
+			h.idle = time.Time{}
+		case h.idle.IsZero():
+			h.idle = now
+		case now.Sub(h.idle) > heldIdle:
+			unix.Close(h.FD)
+			delete(x.files, file)
+			continue
+		}
+		order = append(order, file)
+	}
+	x.order = order
+	for inode, at := range x.written {
+		if now.Sub(at) > writtenKept {
+			delete(x.written, inode)
+		}
+	}
+}
+
+// lostDescriptors counts the files that were executed and could not be had.
+func (x *executed) lostDescriptors() uint64 {
+	if x.watch == nil {
+		return 0
+	}
+	s := x.watch.Stats()
+	return s.Failed + s.Dropped
+}
+
+// elsewhere asks for the file systems of a mount namespace that is met for the first time.
+func (l *loop) elsewhere(p *event.Process) {
+	x := &l.executed
+	if x.watch == nil || p.MountNS == 0 || x.mountNS[p.MountNS] {
+		return
+	}
+	if len(x.mountNS) > 4096 {
+		clear(x.mountNS)
+	}
+	x.mountNS[p.MountNS] = true
+	x.watch.Elsewhere(p.ID.PID)
+}
+
+func (l *loop) tellExecuted() {
+	for _, h := range l.executed.state() {
+		if !h.Attached {
+			l.notice("warning", fmt.Sprintf("%s: %s; not to be had: %s", h.Name, h.Error, h.Cost), "run `picosnitch doctor`")
+		}
+	}
+}

@@ -1,0 +1,367 @@
+// Package fanotify has the kernel hand over a descriptor of every file that is executed, and tells when one of them is
+// written to. It belongs to the root wing. The descriptor is of the very file that was executed, also when the program
+// has ended and its file has no name any more; fanotify(7) gives it by the number of the process, and Claim
+// finds it for an exec that the hooks reported. It reads no file, follows mounts as they appear, decides nothing about what is
+// hashed (package sensor does), and never holds a program up: it asks for notices, not for permissions.
+//
+// A descriptor keeps its file system busy: each must be claimed or is closed after a while.
+package fanotify
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/picosnitch/picosnitch/internal/event"
+)
+
+// Defaults of Options.
+const (
+	DefaultMountinfo = "/proc/self/mountinfo"
+	DefaultLimit     = 1024
+	DefaultAge       = 10 * time.Second
+	DefaultMarked    = 65536
+)
+
+// Options of New; zero values mean the defaults.
+type Options struct {
+	Mountinfo string        // the mounts to follow
+	Limit     int           // descriptors that wait to be claimed, at most; the oldest goes first
+	Age       time.Duration // how long a descriptor waits to be claimed
+	Marked    int           // executables whose change is watched at most
+	// Known reports whether the content of a file needs no reading. It may be called by any goroutine that drains.
+	Known func(Identity) bool
+}
+
+// Identity is a file as stat(2) tells it. While its executables are watched, an equal Identity means equal bytes.
+type Identity struct {
+	Inode
+	Ctime int64 // ns since 1970
+	Size  int64 // bytes
+}
+
+// Inode is (st_dev, st_ino).
+type Inode struct {
+	Device uint64
+	Number uint64
+}
+
+// IdentityOf returns what stat told.
+func IdentityOf(st *unix.Stat_t) Identity {
+	return Identity{Inode{st.Dev, st.Ino}, st.Ctim.Nano(), st.Size}
+}
+
+// Opened is a descriptor of a file that was executed. Who gets it closes it.
+type Opened struct {
+	FD       int
+	Identity Identity // after its change was watched
+	Mtime    int64    // ns since 1970
+	Magic    int64    // of its file system, statfs(2)
+}
+
+// Change is a known executable that was written to. It is told once; the file is known again when it is executed again.
+type Change struct {
+	Inode
+	PID  uint32 // who wrote; 0 if that process is not in our pid namespace
+	Path string // as this process sees it, raw
+	At   time.Time
+}
+
+// Stats are totals since New, but for the last two, which are now.
+type Stats struct {
+	Execs     uint64 // files that were opened to be executed
+	Changes   uint64
+	Overflows uint64 // the kernel dropped events: no one knows which
+	Failed    uint64 // events without a descriptor: the file could not be opened
+	Dropped   uint64 // descriptors closed because more waited than Limit
+	Waiting   int
+	Marked    int
+}
+
+// Watch is a set of fanotify groups. Make it with New, and call Run.
+type Watch struct {
+	o      Options
+	groups []*group
+	mounts *mounts
+
+	mu       sync.Mutex // guards all below
+	arrived  map[uint32][]arrival
+	order    []uint32 // pids of arrivals, oldest first; some are claimed already
+	first    int      // of order
+	marked   map[Inode]Identity
+	rotation []Inode // of marked, oldest first
+	changes  []Change
+	stats    Stats
+	lastErr  error // of a descriptor that could not be had
+}
+
+type arrival struct {
+	Opened
+	at time.Time
+}
+
+// New asks the kernel for notices of every file system that is mounted now. The error wraps ErrUnavailable when the
+// kernel has no such notices, or refuses them.
+func New(o Options) (*Watch, error) {
+	if o.Mountinfo == "" {
+		o.Mountinfo = DefaultMountinfo
+	}
+	if o.Limit <= 0 {
+		o.Limit = DefaultLimit
+	}
+	if o.Age <= 0 {
+		o.Age = DefaultAge
+	}
+	if o.Marked <= 0 {
+		o.Marked = DefaultMarked
+	}
+	if o.Known == nil {
+		o.Known = func(Identity) bool { return false }
+	}
+	w := &Watch{o: o, arrived: map[uint32][]arrival{}, marked: map[Inode]Identity{}}
+	for _, kind := range []kind{local, layered} {
+		g, err := newGroup(kind)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("%w: %w", ErrUnavailable, err), w.Close())
+		}
+		w.groups = append(w.groups, g)
+	}
+	w.mounts = newMounts(w.groups)
+	if err := w.mounts.read(o.Mountinfo); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	if w.mounts.marked() == 0 {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrUnavailable, w.mounts.err()), w.Close())
+	}
+	return w, nil
+}
+
+// ErrUnavailable is returned by New.
+var ErrUnavailable = errors.New("fanotify is not to be had")
+
+// Close gives all descriptors back. Run must have ended.
+func (w *Watch) Close() error {
+	var errs []error
+	for _, g := range w.groups {
+		errs = append(errs, g.close())
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for pid, as := range w.arrived {
+		for _, a := range as {
+			unix.Close(a.FD)
+		}
+		delete(w.arrived, pid)
+	}
+	w.order, w.first, w.stats.Waiting = nil, 0, 0
+	return errors.Join(errs...)
+}
+
+// Drain takes in every notice that came before the call, as far as a file system cannot hold it up: those of layered file
+// systems are taken in by Run alone.
+func (w *Watch) Drain() error {
+	return w.groups[local].drain(w)
+}
+
+// Claim returns the descriptor of the file that a process executed, if it is there. Others of that process that are older
+// were opened on the way to it (a script, an earlier program) and are closed.
+func (w *Watch) Claim(pid uint32, file event.FileID) (Opened, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	as := w.arrived[pid]
+	for i := range as {
+		if !matches(&as[i].Opened, file) {
+			continue
+		}
+		o := as[i].Opened
+		for _, older := range as[:i] {
+			unix.Close(older.FD)
+		}
+		w.stats.Waiting -= i + 1
+		if rest := as[i+1:]; len(rest) > 0 {
+			w.arrived[pid] = rest
+		} else {
+			delete(w.arrived, pid)
+		}
+		return o, true
+	}
+	return Opened{}, false
+}
+
+// matches reports whether a descriptor is of the file that the kernel executed. Since the notice keeps the file, no other
+// can have its inode number; what became of the content is another question. On overlayfs stat tells a device of its own, and
+// the number of the lower file also after it was copied up.
+func matches(o *Opened, file event.FileID) bool {
+	if o.Magic == unix.OVERLAYFS_SUPER_MAGIC {
+		return o.Identity.Ctime == file.Ctime && o.Identity.Size == file.Size
+	}
+	return o.Identity.Number == file.Inode && o.Identity.Device == file.Device
+}
+
+// Changes returns the changes since the last call, oldest first.
+func (w *Watch) Changes() []Change {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := w.changes
+	w.changes = nil
+	return c
+}
+
+// Stats returns the counts.
+func (w *Watch) Stats() Stats {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.stats
+	s.Marked = len(w.marked)
+	return s
+}
+
+// Failure returns why the last descriptor could not be had, or nil.
+func (w *Watch) Failure() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lastErr
+}
+
+// Expire closes the descriptors that nobody claimed in time: those of scripts and of the loaders of programs.
+func (w *Watch) Expire(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.expire(now, w.o.Limit)
+}
+
+// expire makes room. w.mu is held.
+func (w *Watch) expire(now time.Time, limit int) {
+	for w.first < len(w.order) {
+		pid := w.order[w.first]
+		as := w.arrived[pid]
+		if len(as) == 0 { // all claimed
+			w.first++
+			continue
+		}
+		// order has an entry for each arrival, and claims take the oldest: the first of this pid is at least as young as the entry.
+		old := now.Sub(as[0].at) > w.o.Age
+		if !old && w.stats.Waiting <= limit {
+			break
+		}
+		if !old {
+			w.stats.Dropped++
+		}
+		unix.Close(as[0].FD)
+		w.stats.Waiting--
+		if len(as) == 1 {
+			delete(w.arrived, pid)
+		} else {
+			w.arrived[pid] = as[1:]
+		}
+		w.first++
+	}
+	if w.first > len(w.order)/2 {
+		w.order = append(w.order[:0], w.order[w.first:]...)
+		w.first = 0
+	}
+}
+
+// take keeps or closes what an event brought.
+func (w *Watch) take(g *group, mask uint64, fd int, pid int32) {
+	if mask&unix.FAN_Q_OVERFLOW != 0 {
+		w.mu.Lock()
+		w.stats.Overflows++
+		clear(w.marked)
+		w.rotation = nil
+		w.mu.Unlock()
+		return
+	}
+	if fd < 0 {
+		w.mu.Lock()
+		w.stats.Failed++
+		w.lastErr = unix.Errno(-fd)
+		w.mu.Unlock()
+		return
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		w.mu.Lock()
+		w.stats.Failed++
+		w.lastErr = err
+		w.mu.Unlock()
+		return
+	}
+	if mask&(unix.FAN_MODIFY|unix.FAN_CLOSE_WRITE) != 0 {
+		w.changed(g, fd, pid, &st)
+	}
+	if mask&unix.FAN_OPEN_EXEC == 0 || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		unix.Close(fd)
+		return
+	}
+	w.executed(g, fd, pid, &st)
+}
+
+func (w *Watch) executed(g *group, fd int, pid int32, st *unix.Stat_t) {
+	id := IdentityOf(st)
+	w.mu.Lock()
+	w.stats.Execs++
+	known, watched := w.marked[id.Inode]
+	w.mu.Unlock()
+	if watched && known == id && w.o.Known(id) {
+		unix.Close(fd)
+		return
+	}
+	if !watched || known != id {
+		// First the watch, then the look: whatever is written later is told.
+		if err := g.watchFile(fd); err == nil {
+			if err := unix.Fstat(fd, st); err == nil {
+				id = IdentityOf(st)
+			}
+			w.remember(id)
+		}
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		fs.Type = 0
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	w.arrived[uint32(pid)] = append(w.arrived[uint32(pid)], arrival{Opened{fd, id, st.Mtim.Nano(), fs.Type}, now})
+	w.order = append(w.order, uint32(pid))
+	w.stats.Waiting++
+	w.expire(now, w.o.Limit)
+}
+
+// remember that the file's change is watched.
+func (w *Watch) remember(id Identity) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, ok := w.marked[id.Inode]; !ok {
+		for len(w.rotation) >= w.o.Marked {
+			delete(w.marked, w.rotation[0])
+			w.rotation = w.rotation[1:]
+		}
+		w.rotation = append(w.rotation, id.Inode)
+	}
+	w.marked[id.Inode] = id
+}
+
+// changed tells of the first write to a watched file, and watches it no longer: a program that writes to it
+// byte by byte must not keep us busy.
+func (w *Watch) changed(g *group, fd int, pid int32, st *unix.Stat_t) {
+	id := IdentityOf(st)
+	g.unwatchFile(fd)
+	w.mu.Lock()
+	_, ok := w.marked[id.Inode]
+	delete(w.marked, id.Inode)
+	w.mu.Unlock()
+	if !ok {
+		return // told already
+	}
+	path := linkOf(fd)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stats.Changes++
+	w.changes = append(w.changes, Change{Inode: id.Inode, PID: uint32(max(pid, 0)), Path: path, At: time.Now()})
+}

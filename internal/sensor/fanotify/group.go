@@ -1,0 +1,188 @@
+package fanotify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// kind of a file system: one group each, because the kernel opens the files while a group is read.
+type kind int
+
+const (
+	local   kind = iota // opening a file that was open a moment ago waits for nobody
+	layered             // overlayfs: its layers may be anything, also a file system whose server does not answer
+	foreign             // FUSE, network: not asked for; whoever serves it could hold us up
+	pseudo              // nothing is executed from it
+	kinds   = 2         // with groups
+)
+
+// reportFDError is FAN_REPORT_FD_ERROR (Linux 6.13): an event whose file cannot be opened is told, with the error.
+const reportFDError = 0x2000
+
+// group is a fanotify descriptor.
+type group struct {
+	kind      kind
+	evictable uint // FAN_MARK_EVICTABLE, or 0 before Linux 5.19
+	batch     int  // events a read: one, where an event without a descriptor would end a read without a word
+
+	mu   sync.Mutex // of fd and buf; held while the kernel opens files
+	fd   int
+	buf  []byte
+	done atomic.Bool
+}
+
+func newGroup(k kind) (*group, error) {
+	flags := uint(unix.FAN_CLASS_NOTIF | unix.FAN_CLOEXEC | unix.FAN_NONBLOCK | unix.FAN_UNLIMITED_QUEUE | unix.FAN_UNLIMITED_MARKS)
+	const open = unix.O_RDONLY | unix.O_LARGEFILE | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOATIME
+	g := &group{kind: k, evictable: unix.FAN_MARK_EVICTABLE, batch: 64}
+	var err error
+	g.fd, err = unix.FanotifyInit(flags|reportFDError, open)
+	if errors.Is(err, unix.EINVAL) {
+		g.batch = 1
+		g.fd, err = unix.FanotifyInit(flags, open)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("fanotify_init: %w", err)
+	}
+	g.buf = make([]byte, g.batch*int(unsafe.Sizeof(unix.FanotifyEventMetadata{})))
+	return g, nil
+}
+
+func (g *group) close() error {
+	g.done.Store(true)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.fd < 0 {
+		return nil
+	}
+	err := unix.Close(g.fd)
+	g.fd = -1
+	return err
+}
+
+// watchSystem asks for the executed files of the file system that path is on.
+func (g *group) watchSystem(dir int, path string) error {
+	return unix.FanotifyMark(g.fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, unix.FAN_OPEN_EXEC, dir, path)
+}
+
+const written = unix.FAN_MODIFY | unix.FAN_CLOSE_WRITE
+
+// watchFile asks for the writes to one file. The mark goes with the inode when the kernel needs its memory; the
+// change time tells of a write then.
+func (g *group) watchFile(fd int) error {
+	err := unix.FanotifyMark(g.fd, unix.FAN_MARK_ADD|g.evictable, written, fd, "")
+	if errors.Is(err, unix.EINVAL) && g.evictable != 0 {
+		g.evictable = 0
+		err = unix.FanotifyMark(g.fd, unix.FAN_MARK_ADD, written, fd, "")
+	}
+	return err
+}
+
+func (g *group) unwatchFile(fd int) {
+	_ = unix.FanotifyMark(g.fd, unix.FAN_MARK_REMOVE, written, fd, "") // gone already: as good
+}
+
+// drain reads until there is nothing.
+func (g *group) drain(w *Watch) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	const header = int(unsafe.Sizeof(unix.FanotifyEventMetadata{}))
+	for !g.done.Load() {
+		n, err := unix.Read(g.fd, g.buf)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case errors.Is(err, unix.EBADF), errors.Is(err, unix.EFAULT), errors.Is(err, unix.EINVAL):
+			return fmt.Errorf("read fanotify: %w", err)
+		case err != nil: // of the one event that it would have been
+			var no unix.Errno
+			if !errors.As(err, &no) {
+				return err
+			}
+			w.take(g, unix.FAN_OPEN_EXEC, -int(no), 0)
+			continue
+		}
+		for b := g.buf[:n]; len(b) >= header; {
+			m := (*unix.FanotifyEventMetadata)(unsafe.Pointer(&b[0]))
+			if m.Vers != unix.FANOTIFY_METADATA_VERSION || int(m.Event_len) < header || int(m.Event_len) > len(b) {
+				return fmt.Errorf("read fanotify: version %d, %d bytes of %d: not understood", m.Vers, m.Event_len, len(b))
+			}
+			w.take(g, m.Mask, int(m.Fd), m.Pid)
+			b = b[m.Event_len:]
+		}
+	}
+	return nil
+}
+
+// Run takes in notices as they come, and follows the mounts, until ctx is done. A group that hangs in a file system is not
+// waited for.
+func (w *Watch) Run(ctx context.Context) error {
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	var all sync.WaitGroup // of those that cannot hang
+	failed := make(chan error, kinds+1)
+	for _, g := range w.groups {
+		run := func() {
+			if err := g.run(ctx, w, stop); err != nil {
+				failed <- err
+			}
+		}
+		if g.kind == local {
+			all.Go(run)
+		} else {
+			go run()
+		}
+	}
+	all.Go(func() {
+		if err := w.mounts.follow(ctx, w.o.Mountinfo, stop); err != nil {
+			failed <- err
+		}
+	})
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	for _, g := range w.groups {
+		g.done.Store(true)
+	}
+	_, _ = unix.Write(stop, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // stays readable for all of them; a hung one keeps it open
+	all.Wait()
+	return err
+}
+
+func (g *group) run(ctx context.Context, w *Watch, stop int) error {
+	poll := []unix.PollFd{{Fd: int32(g.fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}
+	for ctx.Err() == nil && !g.done.Load() {
+		if _, err := unix.Poll(poll, -1); err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for fanotify: %w", err)
+		}
+		if poll[1].Revents != 0 {
+			return nil
+		}
+		if err := g.drain(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// linkOf is the path of a descriptor as this process sees it, raw; "" if there is none.
+func linkOf(fd int) string {
+	buf := make([]byte, 4096)
+	n, err := unix.Readlink("/proc/self/fd/"+strconv.Itoa(fd), buf)
+	if err != nil {
+		return ""
+	}
+	return string(buf[:n])
+}
