@@ -8,19 +8,33 @@ import (
 	"strings"
 )
 
-// actorText is the text of a dimension that belongs to an actor, as SQL over the tables of actorTables.
-var actorText = map[Dimension]string{
-	Exe:       "e.path",
-	SHA256:    "e.sha256",
-	Name:      "p.name",
-	Cmdline:   "p.cmdline",
-	Script:    "coalesce(se.path, '')",
-	Parent:    "coalesce(pe.path, '')",
-	Place:     "coalesce(nullif(c.name, ''), nullif(c.container, ''), nullif(c.app, ''), nullif(c.user_unit, ''), nullif(c.unit, ''), nullif(c.session, ''), c.path, '')",
-	User:      "CAST(a.uid AS TEXT)",
-	Family:    "k.family",
-	Protocol:  "k.protocol",
-	Direction: "k.direction",
+// actorText is the text of a dimension that belongs to an actor, as SQL over actorTables; "" for the others.
+func actorText(d Dimension) string {
+	switch d {
+	case Exe:
+		return "e.path"
+	case SHA256:
+		return "e.sha256"
+	case Name:
+		return "p.name"
+	case Cmdline:
+		return "p.cmdline"
+	case Script:
+		return "coalesce(se.path, '')"
+	case Parent:
+		return "coalesce(pe.path, '')"
+	case Place:
+		return "coalesce(nullif(c.name, ''), nullif(c.container, ''), nullif(c.app, ''), nullif(c.user_unit, ''), nullif(c.unit, ''), nullif(c.session, ''), c.path, '')"
+	case User:
+		return "CAST(a.uid AS TEXT)"
+	case Family:
+		return "k.family"
+	case Protocol:
+		return "k.protocol"
+	case Direction:
+		return "k.direction"
+	}
+	return ""
 }
 
 const actorTables = ` FROM actors a JOIN programs p ON p.id = a.program JOIN executables e ON e.id = p.executable JOIN kinds k ON k.id = a.kind
@@ -83,7 +97,7 @@ func (s *snapshot) plan(by Dimension, where []Filter) (*plan, error) {
 	p := &plan{by: by, groups: groups{index: make(map[string]int32)}, directions: make(map[int64]string), ports: make(map[int64]int)}
 	filters := make(map[string][]Filter)
 	for _, f := range append(slices.Clone(where), Filter{By: by}) {
-		if _, isActor := actorText[f.By]; !isActor && !slices.Contains([]Dimension{None, Port, Domain, Address, Country}, f.By) {
+		if actorText(f.By) == "" && !slices.Contains([]Dimension{None, Port, Domain, Address, Country}, f.By) {
 			return nil, fmt.Errorf("%w: %q is no dimension", ErrQuestion, f.By)
 		}
 		if f.By == Country && s.options.Country == nil {
@@ -127,7 +141,7 @@ func (s *snapshot) planActors(p *plan, where []Filter) error {
 	}
 	columns := make([]string, len(needed))
 	for i, d := range needed {
-		columns[i] = actorText[d]
+		columns[i] = actorText(d)
 	}
 	values, pointers := make([]string, len(needed)), make([]any, len(needed)+1)
 	for i := range values {
