@@ -57,44 +57,37 @@ func writeHex(s *strings.Builder, v uint32) {
 	}
 }
 
-// Raw undoes Text. False: Text did not make it.
-func Raw(text string) ([]byte, bool) {
-	raw := make([]byte, 0, len(text))
-	for rest := text; rest != ""; {
-		if rest[0] != '\\' {
-			raw = append(raw, rest[0])
-			rest = rest[1:]
-			continue
+// Raw undoes Text. False: s is not something that Text gives.
+func Raw(s string) ([]byte, bool) {
+	if !strings.Contains(s, `\`) {
+		return []byte(s), true
+	}
+	raw := make([]byte, 0, len(s))
+	for s != "" {
+		i := strings.IndexByte(s, '\\')
+		if i < 0 {
+			return append(raw, s...), true
 		}
-		b, n := unescape(rest)
-		if n == 0 {
+		raw, s = append(raw, s[:i]...), s[i:]
+		switch {
+		case strings.HasPrefix(s, `\\`):
+			raw, s = append(raw, '\\'), s[2:]
+		case strings.HasPrefix(s, `\x`) && len(s) >= 4:
+			v, err := strconv.ParseUint(s[2:4], 16, 8)
+			if err != nil {
+				return nil, false
+			}
+			raw, s = append(raw, byte(v)), s[4:]
+		case strings.HasPrefix(s, `\u{`):
+			digits, rest, found := strings.Cut(s[3:], "}")
+			v, err := strconv.ParseUint(digits, 16, 21)
+			if !found || err != nil || !utf8.ValidRune(rune(v)) {
+				return nil, false
+			}
+			raw, s = utf8.AppendRune(raw, rune(v)), rest
+		default:
 			return nil, false
 		}
-		raw = append(raw, b...)
-		rest = rest[n:]
 	}
 	return raw, true
-}
-
-// unescape reads one of \\, \xNN and \u{N} at the beginning of s, and how long it is; 0: there is none.
-func unescape(s string) ([]byte, int) {
-	switch {
-	case len(s) >= 2 && s[1] == '\\':
-		return []byte{'\\'}, 2
-	case len(s) >= 4 && s[1] == 'x':
-		if v, err := strconv.ParseUint(s[2:4], 16, 8); err == nil {
-			return []byte{byte(v)}, 4
-		}
-	case len(s) >= 5 && s[1] == 'u' && s[2] == '{':
-		for i := 3; i < len(s) && i < 12; i++ {
-			if s[i] != '}' {
-				continue
-			}
-			if v, err := strconv.ParseUint(s[3:i], 16, 21); err == nil {
-				return []byte(string(rune(v))), i + 1
-			}
-			break
-		}
-	}
-	return nil, 0
 }

@@ -101,3 +101,23 @@ func FuzzText(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte) { checkText(t, in) })
 }
+
+func TestRaw(t *testing.T) {
+	t.Parallel()
+	for _, s := range []string{`\`, `\x`, `\xg0`, `\u{`, `\u{110000}`, `\u{d800}`, `\u{zz}`, `\n`, `a\`, `\u{}`} {
+		if b, ok := Raw(s); ok {
+			t.Errorf("Raw(%q) is %q", s, b)
+		}
+	}
+}
+
+func FuzzRaw(f *testing.F) {
+	for _, s := range []string{"", "/usr/bin/x", "a\\b\n\xff\u202e", "\\u{a}", "\xef\xbf\xbd", "\x00"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if raw, ok := Raw(Text(b)); !ok || string(raw) != string(b) {
+			t.Errorf("Raw(Text(%q)) is %q, %v", b, raw, ok)
+		}
+	})
+}

@@ -1,0 +1,239 @@
+package script
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/picosnitch/picosnitch/internal/event"
+)
+
+// Reasons for which a script's file is not known; they are shown to the user.
+const (
+	ReasonModule    = "a module: which file it is, only the interpreter knows"
+	ReasonFolder    = "where its interpreter was started is not known"
+	ReasonGone      = "not there when it was looked for"
+	ReasonEnded     = "its interpreter had ended, in another root or mount namespace"
+	ReasonChanged   = "changed, renamed or put there after its interpreter was started"
+	ReasonYoung     = "written just when its interpreter was started: which version ran cannot be proven"
+	ReasonNoFile    = "not a regular file"
+	ReasonDenied    = "unreadable: permission denied"
+	ReasonPrivate   = "a name that means something to its interpreter only"
+	ReasonName      = "its name cannot be a path"
+	ReasonFiles     = "too many open files: raise \"Set RLIMIT_NOFILE\""
+	ReasonErrno     = "could not be opened" // followed by the system's words
+	ReasonBusy      = "too many scripts at once"
+	ReasonStalled   = "its file system did not answer in time"
+	ReasonArguments = "the arguments of its interpreter could not be read"
+)
+
+// young is how close to the start a change may be: change times are cut to a tick of the kernel's coarse clock (10 ms with HZ=100;
+// before Linux 6.13), and the wall clock of the start is computed.
+const young = 20 * time.Millisecond
+
+// Question is which file an interpreter was started to run.
+type Question struct {
+	Process event.ProcessID
+	Started int64 // wall clock of the exec, ns since 1970; 0: long ago, everything that is there was there
+	Meaning Meaning
+	// Folder is the working directory at exec as the process's root saw it, safe text; "" if not known.
+	Folder string
+	// Ours is true when the process saw our own root: its scripts can be found when it has ended, too.
+	Ours bool
+}
+
+// File is the answer.
+type File struct {
+	Path   string       // as the process's root sees it, before links are followed; safe text
+	ID     event.FileID // zero: not known, see Reason
+	FD     int          // open for reading, or -1; who gets it closes it
+	Reason string
+}
+
+// Finder looks for scripts.
+type Finder struct {
+	Proc string // where proc is mounted
+	Root string // our own root
+}
+
+// tick is the unit of the start time in /proc/PID/stat.
+const tick = 10_000_000
+
+// Find opens the file that q means, without its interpreter's doing: it follows symbolic links below the process's root, but none
+// of proc's. A file that was written, renamed or made after the interpreter started is not returned: its change time tells. That a
+// folder above it was exchanged for another is not noticed. It may block in a file system.
+func (f Finder) Find(q Question) File {
+	out := File{FD: -1, Path: Path(q.Meaning, q.Folder)}
+	raw, ok := event.Raw(out.Path)
+	if !ok || bytes.IndexByte(raw, 0) >= 0 || len(raw) >= unix.PathMax {
+		out.Reason = ReasonName
+		return out
+	}
+	ref, why := f.open(q, string(raw))
+	if why != "" {
+		out.Reason = why
+		return out
+	}
+	defer unix.Close(ref)
+	var st unix.Stat_t
+	if err := unix.Fstat(ref, &st); err != nil {
+		out.Reason = reason(err)
+		return out
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		out.Reason = ReasonNoFile
+		return out
+	}
+	if q.Started != 0 {
+		switch after := time.Duration(st.Ctim.Nano() - q.Started); {
+		case after > young:
+			out.Reason = ReasonChanged
+			return out
+		case after > -young:
+			out.Reason = ReasonYoung
+			return out
+		}
+	}
+	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(ref), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		out.Reason = reason(err)
+		return out
+	}
+	out.FD = fd
+	out.ID = event.FileID{Device: st.Dev, Inode: st.Ino, Ctime: st.Ctim.Nano(), Size: st.Size}
+	return out
+}
+
+// Path is where a script was meant to be, as the process's root saw it: safe text. Without a folder it is what was
+// given. Links may lead out of what ".." seems to undo, so it stays.
+func Path(m Meaning, folder string) string {
+	name := m.Name
+	for strings.HasPrefix(name, "./") {
+		name = strings.TrimLeft(name[2:], "/")
+	}
+	for _, f := range []string{m.Folder, folder} {
+		if f != "" && !path.IsAbs(name) {
+			name = strings.TrimRight(f, "/") + "/" + name
+		}
+	}
+	return name
+}
+
+// open returns a mere reference to the file, or why there is none.
+func (f Finder) open(q Question, name string) (int, string) {
+	if !path.IsAbs(name) {
+		return -1, ReasonFolder
+	}
+	dir, alive := f.process(q.Process)
+	if alive {
+		defer unix.Close(dir)
+	}
+	if rest, ok := descriptor(name); ok {
+		if !alive {
+			return -1, ReasonEnded
+		}
+		return result(unix.Openat(dir, rest, unix.O_PATH|unix.O_CLOEXEC, 0))
+	}
+	if strings.HasPrefix(name, "/proc/") {
+		return -1, ReasonPrivate // self is another one there
+	}
+	root := -1
+	var err error
+	switch {
+	case q.Ours:
+		root, err = unix.Open(f.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	case alive:
+		root, err = unix.Openat(dir, "root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	default:
+		return -1, ReasonEnded
+	}
+	if err != nil {
+		return -1, reason(err)
+	}
+	defer unix.Close(root)
+	for _, suffix := range append([]string{""}, q.Meaning.Suffixes...) {
+		var ref int
+		ref, err = unix.Openat2(root, name+suffix, &unix.OpenHow{
+			Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+		})
+		if err == nil {
+			return ref, ""
+		}
+	}
+	return -1, reason(err)
+}
+
+// descriptor tells names of a process's own descriptors: what `bash <(command)` and execveat(2) give.
+func descriptor(name string) (string, bool) {
+	for _, prefix := range []string{"/dev/fd/", "/proc/self/fd/"} {
+		if n, ok := strings.CutPrefix(name, prefix); ok && n != "" && len(n) < 8 && strings.Trim(n, "0123456789") == "" {
+			return "fd/" + n, true
+		}
+	}
+	if name == "/dev/stdin" {
+		return "fd/0", true
+	}
+	return "", false
+}
+
+func result(fd int, err error) (int, string) {
+	if err != nil {
+		return -1, reason(err)
+	}
+	return fd, ""
+}
+
+func reason(err error) string {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH), errors.Is(err, unix.ENOTDIR):
+		return ReasonGone
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return ReasonDenied
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		return ReasonFiles
+	case errors.Is(err, unix.ELOOP):
+		return ReasonPrivate
+	}
+	return ReasonErrno + ": " + err.Error()
+}
+
+// process opens /proc/PID if it is still that process: what is opened below it later belongs to it or fails.
+func (f Finder) process(id event.ProcessID) (int, bool) {
+	dir, err := unix.Open(filepath.Join(f.Proc, strconv.FormatUint(uint64(id.PID), 10)), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, false
+	}
+	start, err := startTime(dir)
+	if err != nil || start != id.Start/tick {
+		unix.Close(dir)
+		return -1, false
+	}
+	return dir, true
+}
+
+// startTime is field 22 of dir/stat, in ticks since boot.
+func startTime(dir int) (uint64, error) {
+	fd, err := unix.Openat(dir, "stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	var buf [4096]byte
+	n, err := unix.Read(fd, buf[:])
+	if err != nil {
+		return 0, err
+	}
+	// The name in parentheses may hold anything; nothing after it does.
+	field := bytes.Fields(buf[bytes.LastIndexByte(buf[:n], ')')+1 : n])
+	if len(field) < 20 {
+		return 0, os.ErrInvalid
+	}
+	return strconv.ParseUint(string(field[19]), 10, 64)
+}
