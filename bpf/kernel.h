@@ -280,11 +280,14 @@ struct file {
 
 struct fs_struct {
 	struct path root;
+	struct path pwd;
 };
 
 struct mm_struct {
 	unsigned long arg_start;
 	unsigned long arg_end;
+	unsigned long env_start;
+	unsigned long env_end;
 	struct file *exe_file;
 };
 
@@ -306,13 +309,33 @@ struct nsproxy {
 
 struct kernfs_node {
 	__u64 id;
+	const char *name;
+	struct kernfs_node *parent;
 };
+
+/* Since 6.15. */
+struct kernfs_node___rcu {
+	struct kernfs_node *__parent;
+};
+
+struct cgroup_root;
 
 struct cgroup {
 	struct kernfs_node *kn;
+	struct cgroup_root *root;
+};
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+};
+
+enum cgroup_subsys_id {
+	memory_cgrp_id,
+	pids_cgrp_id,
 };
 
 struct css_set {
+	struct cgroup_subsys_state *subsys[2];
 	struct cgroup *dfl_cgrp;
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 /* Set by the loader before the program is loaded; those without const also later. */
+const volatile bool loops = true;	   /* bpf_loop() is there */
 const volatile bool bandwidth = true;	   /* false: count connections only */
 /* Counts stay in the socket's state until it is drained or released; false where one of the two is not to be had: then they go to the table. */
 volatile bool keep_counts = true;
@@ -152,7 +153,16 @@ struct {
 #define PATH_MAX 4096
 #define ARGV_MAX 4096
 #define SCRIPT_MAX 1024
+#define CWD_MAX 1024
+#define CGROUP_MAX 4096
+#define CGROUP1_MAX 2048
+#define PRELOAD_MAX 1024
 #define PATH_END (HEADER_ROOM + PATH_MAX)
+#define REPORT_END (PATH_END + ARGV_MAX + SCRIPT_MAX + CWD_MAX + CGROUP_MAX + CGROUP1_MAX + PRELOAD_MAX)
+/* Behind the report: what is put together elsewhere. */
+#define CWD_AT 18432
+#define ENV_AT (CWD_AT + CWD_MAX)
+#define ENV_PIECE 4096
 struct scratch {
 	__u8 data[24576]; /* a value per CPU is at most 32768 bytes */
 	/* Where the walk to the root is: here and not in registers, so that each of its steps looks the same to the verifier. */
@@ -163,6 +173,10 @@ struct scratch {
 		__u64 root_mnt;
 		__u32 at; /* the path begins here */
 		__u32 flags;
+		__u32 limit; /* `at` of the other walks may not go beyond */
+		__u32 more;  /* what is read next is the rest of a long string */
+		__u32 cwd;   /* length of the working directory at CWD_AT */
+		__u32 begin; /* of what is written at the end of the report */
 	} walk;
 };
 struct {

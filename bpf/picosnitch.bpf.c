@@ -11,6 +11,7 @@
 #include "flow.h"
 #include "hooks_flow.h"
 #include "hooks_peer.h"
+#include "where.h"
 #include "process.h"
 #include "iterate.h"
 

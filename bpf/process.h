@@ -8,80 +8,6 @@
  */
 #pragma once
 
-/* More steps than names fit into a path that programs use; each costs the verifier the same again. */
-#define STEPS_MAX 512
-
-/*
- * One step towards the root: as d_path() does (fs/d_path.c), without its locks: a rename at this moment may mix two names.
- * Returns true at the end.
- */
-static __always_inline bool step(struct scratch *room)
-{
-	struct walk *w = &room->walk;
-	struct dentry *dentry = (void *)w->dentry, *parent;
-	struct vfsmount *mnt = (void *)w->mnt;
-	struct mount *mount, *above;
-	const unsigned char *name;
-	__u32 len, at;
-	__u8 *to;
-
-	if ((__u64)dentry == w->root_dentry && (__u64)mnt == w->root_mnt)
-		return true;
-	if (dentry == BPF_CORE_READ(mnt, mnt_root)) {
-		mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
-		above = BPF_CORE_READ(mount, mnt_parent);
-		if (above == mount)
-			return true; /* the root of all, or a mount that is not in a tree */
-		w->dentry = (__u64)BPF_CORE_READ(mount, mnt_mountpoint);
-		w->mnt = (__u64)above + bpf_core_field_offset(struct mount, mnt);
-		return false;
-	}
-	parent = BPF_CORE_READ(dentry, d_parent);
-	if (parent == dentry)
-		w->flags |= EXEC_DISCONNECTED;
-	len = BPF_CORE_READ(dentry, d_name.len) & 255;
-	name = BPF_CORE_READ(dentry, d_name.name);
-	at = w->at;
-	if (at < HEADER_ROOM + len + 1) {
-		w->flags |= EXEC_PATH_CUT;
-		return true;
-	}
-	at -= len + 1;
-	asm volatile("" : "+r"(at)); /* one register for the bound and the address, or the verifier loses the bound */
-	if (at > PATH_END)
-		return true;
-	to = &room->data[at];
-	*to = '/';
-	bpf_probe_read_kernel(to + 1, len, name);
-	w->at = at;
-	w->dentry = (__u64)parent;
-	return parent == dentry;
-}
-
-/* Writes the path of `file`, as `task` sees it, before PATH_END. A plain loop: bpf_loop() came with 5.17. */
-static __always_inline void walk(struct scratch *room, struct file *file, struct task_struct *task)
-{
-	struct walk *w = &room->walk;
-	bool end = false;
-
-	w->at = PATH_END;
-	w->flags = 0;
-	if (!file)
-		return;
-	w->dentry = (__u64)BPF_CORE_READ(file, f_path.dentry);
-	w->mnt = (__u64)BPF_CORE_READ(file, f_path.mnt);
-	w->root_dentry = (__u64)BPF_CORE_READ(task, fs, root.dentry);
-	w->root_mnt = (__u64)BPF_CORE_READ(task, fs, root.mnt);
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < STEPS_MAX; i++) {
-		end = step(room);
-		if (end)
-			break;
-	}
-	if (!end)
-		w->flags |= EXEC_PATH_CUT;
-}
-
 static __always_inline void file_times(struct inode *inode, struct exec_report *r)
 {
 	struct inode___ctime *a = (void *)inode;
@@ -178,13 +104,20 @@ static __always_inline __u32 build(struct scratch *room, struct task_struct *tas
 	struct mm_struct *mm = BPF_CORE_READ(task, mm);
 	unsigned long arg_start, arg_end, total;
 	const char *filename, *interp;
+	struct cgroup *group, *other;
 	struct exec_report *r;
+	struct css_set *set;
+	struct inode *root;
 	struct file *file;
-	__u32 at, len = 0;
+	__u32 at, cwd, len = 0;
 	long n;
 
 	file = mm ? BPF_CORE_READ(mm, exe_file) : NULL;
-	walk(room, file, task);
+	if (file)
+		working_directory(room, task);
+	else
+		room->walk.cwd = 0;
+	walk(room, BPF_CORE_READ(file, f_path.dentry), BPF_CORE_READ(file, f_path.mnt), task, PATH_STEPS, PATH_STEPS_PLAIN);
 	at = room->walk.at;
 	if (at < HEADER_ROOM || at > PATH_END)
 		return 0;
@@ -203,7 +136,9 @@ static __always_inline __u32 build(struct scratch *room, struct task_struct *tas
 	r->parent.start = BPF_CORE_READ(parent, start_boottime);
 	r->uid = BPF_CORE_READ(task, cred, uid.val);
 	r->mount_ns = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
-	r->cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	root = BPF_CORE_READ(task, fs, root.dentry, d_inode);
+	r->root_inode = BPF_CORE_READ(root, i_ino);
+	r->root_device = BPF_CORE_READ(root, i_sb, s_dev);
 	BPF_CORE_READ_INTO(&r->comm, task, comm);
 	if (file)
 		file_identity(BPF_CORE_READ(file, f_inode), r);
@@ -233,13 +168,40 @@ static __always_inline __u32 build(struct scratch *room, struct task_struct *tas
 			}
 		}
 	}
-	len += sizeof(*r) + r->path_len;
+	/* What a loop need not know lies in the room: the verifier goes through a loop once for each thing that it knows. */
+	cwd = room->walk.cwd;
+	asm volatile("" : "+r"(len), "+r"(cwd));
+	if (len > ARGV_MAX + SCRIPT_MAX)
+		return 0;
+	if (cwd && cwd <= CWD_MAX) {
+		bpf_probe_read_kernel(&room->data[PATH_END + len], cwd, &room->data[CWD_AT]);
+		r->cwd_len = cwd;
+		len += cwd;
+	}
+	room->walk.flags = 0;
+	room->walk.at = PATH_END + len;
+	set = BPF_CORE_READ(task, cgroups);
+	group = BPF_CORE_READ(set, dfl_cgrp);
+	r->cgroup = BPF_CORE_READ(group, kn, id);
+	control_group(room, group, CGROUP_MAX);
+	r->cgroup_len = written(room);
+	other = other_group(set, group);
+	if (other) {
+		control_group(room, other, CGROUP1_MAX);
+		r->cgroup1_len = written(room);
+	}
+	if (bprm) {
+		preloads(room, mm);
+		r->preload_len = written(room);
+	}
+	r->flags |= room->walk.flags;
+	len = room->walk.at - PATH_END + sizeof(*r) + r->path_len;
 	r->size = len;
 	*size = len;
 	return at;
 }
 
-#define REPORT_MAX (sizeof(struct exec_report) + PATH_MAX + ARGV_MAX + SCRIPT_MAX)
+#define REPORT_MAX (sizeof(struct exec_report) + REPORT_END - HEADER_ROOM)
 
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)

@@ -88,7 +88,10 @@ struct total_key {
 	__u16 protocol;
 };
 
-/* Header of an exec (or found) report; path_len bytes of path and argv_len bytes of arguments follow. */
+/*
+ * Header of an exec (or found) report. What follows: path, arguments, script, working directory, control group, control group of another
+ * hierarchy, environment; each as long as its length says. Names of control groups are NUL-terminated, the nearest first.
+ */
 struct exec_report {
 	__u32 kind;
 	__u32 size;
@@ -113,13 +116,20 @@ struct exec_report {
 	__u16 script_len;
 	__u16 flags;
 	__u8 comm[16];
-	__u32 zero;
+	__u32 root_device; /* the file system of the process's root directory */
+	__u64 root_inode;
+	__u16 cwd_len;
+	__u16 cgroup_len;
+	__u16 cgroup1_len;
+	__u16 preload_len; /* LD_PRELOAD=… and LD_AUDIT=…, each NUL-terminated */
 };
 
 #define EXEC_PATH_CUT 1	     /* the path's beginning is missing */
 #define EXEC_DISCONNECTED 2  /* the file is not below the process's root (memfd, detached mount) */
 #define EXEC_NO_ARGV 4	     /* the arguments could not be read */
 #define EXEC_KERNEL 8	     /* a kernel thread */
+#define EXEC_ENV_CUT 16	     /* the environment was not seen to its end, or a value not */
+#define EXEC_CGROUP_CUT 32   /* the names nearest to the root are missing */
 
 struct fork_report {
 	__u32 kind;

@@ -156,7 +156,9 @@ type Process struct {
 	Mtime   int64     `json:"mtime,omitempty"`   // when File's content was last changed, as its owner may set it: ns since 1970
 	Deleted bool      `json:"deleted,omitempty"` // the file had no name any more at exec (or is a memfd)
 	Cgroup  uint64    `json:"cgroup,omitempty"`  // cgroup v2 id
-	Place   *Place    `json:"place,omitempty"`   // where it ran at exec; nil: not known. Shared: never changed
+	Place   *Place    `json:"place,omitempty"`   // where it ran at exec; nil: in no group, or not known. Shared: never changed
+	Cwd     string    `json:"cwd,omitempty"`     // working directory at exec, as its own root sees it; "": outside of it, or not known
+	Apart   bool      `json:"apart,omitempty"`   // its root or its mounts are not the sensor's: Path may be another file there
 	MountNS uint32    `json:"mnt_ns,omitempty"`  // inode number of the mount namespace
 	Kernel  bool      `json:"kernel,omitempty"`  // a kernel thread
 	Source  string    `json:"source"`

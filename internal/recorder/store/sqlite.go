@@ -31,7 +31,6 @@ type SQLite struct {
 	before   int64       // the greatest executable that an earlier writer made
 	ids      ids
 	args     []any
-	care     care
 }
 
 type statements struct {
@@ -149,10 +148,7 @@ func (s *SQLite) Resume(ctx context.Context, stream string) (Resume, error) {
 }
 
 // Write implements Sink.
-func (s *SQLite) Write(ctx context.Context, w *flow.Window) error { return s.WriteAll(ctx, w) }
-
-// WriteAll makes windows durable at once, all of them or none.
-func (s *SQLite) WriteAll(ctx context.Context, windows ...*flow.Window) error {
+func (s *SQLite) Write(ctx context.Context, w *flow.Window) error {
 	if s.conn != nil {
 		if now, err := os.Stat(s.path); err != nil || !os.SameFile(now, s.file) {
 			s.disconnect()
@@ -167,33 +163,26 @@ func (s *SQLite) WriteAll(ctx context.Context, windows ...*flow.Window) error {
 	if !s.wal {
 		s.enterWAL(ctx)
 	}
-	err := s.write(ctx, windows)
+	err := s.write(ctx, w)
 	if damaged(err) {
 		if err = s.replace(ctx, err); err == nil {
-			err = s.write(ctx, windows)
+			err = s.write(ctx, w)
 		}
 	}
 	return err
 }
 
-func (s *SQLite) write(ctx context.Context, windows []*flow.Window) error {
-	defer clear(s.ids.seen)
-	err := s.inTransaction(ctx, func() error {
-		for _, w := range windows {
-			if err := s.put(ctx, w); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		s.forget()
+func (s *SQLite) write(ctx context.Context, w *flow.Window) (err error) {
+	if err := s.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return err
 	}
-	return err
-}
-
-// put adds a window to the open transaction.
-func (s *SQLite) put(ctx context.Context, w *flow.Window) error {
+	defer func() {
+		if err != nil {
+			s.exec(context.WithoutCancel(ctx), "ROLLBACK")
+			s.forget()
+		}
+		clear(s.ids.seen)
+	}()
 	stream, err := s.stream(ctx, &w.Hello)
 	if err != nil {
 		return err
@@ -214,8 +203,10 @@ func (s *SQLite) put(ctx context.Context, w *flow.Window) error {
 			return err
 		}
 	}
-	_, err = s.st.setPosition.ExecContext(ctx, stream, sinkName, clamp(w.Position.Batch), clamp(w.Position.Flows))
-	return err
+	if _, err := s.st.setPosition.ExecContext(ctx, stream, sinkName, clamp(w.Position.Batch), clamp(w.Position.Flows)); err != nil {
+		return err
+	}
+	return s.exec(ctx, "COMMIT")
 }
 
 // Reasons of totals that stand for bytes.

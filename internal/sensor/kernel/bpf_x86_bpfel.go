@@ -64,7 +64,12 @@ type bpfExecReport struct {
 	ScriptLen  uint16
 	Flags      uint16
 	Comm       [16]uint8
-	Zero       uint32
+	RootDevice uint32
+	RootInode  uint64
+	CwdLen     uint16
+	CgroupLen  uint16
+	Cgroup1Len uint16
+	PreloadLen uint16
 }
 
 type bpfExitReport struct {
@@ -167,6 +172,10 @@ type bpfScratch struct {
 		RootMnt    uint64
 		At         uint32
 		Flags      uint32
+		Limit      uint32
+		More       uint32
+		Cwd        uint32
+		Begin      uint32
 	}
 }
 
@@ -263,6 +272,7 @@ const (
 	bpfProgTcpRcvSpaceAdjust = "tcp_rcv_space_adjust"
 	bpfVarBandwidth          = "bandwidth"
 	bpfVarKeepCounts         = "keep_counts"
+	bpfVarLoops              = "loops"
 	bpfVarPacketsAsked       = "packets_asked"
 	bpfVarStatelessUsed      = "stateless_used"
 	bpfVarUnusedDirection    = "unused_direction"
@@ -366,6 +376,7 @@ type bpfMapSpecs struct {
 type bpfVariableSpecs struct {
 	Bandwidth        *ebpf.VariableSpec `ebpf:"bandwidth"`
 	KeepCounts       *ebpf.VariableSpec `ebpf:"keep_counts"`
+	Loops            *ebpf.VariableSpec `ebpf:"loops"`
 	PacketsAsked     *ebpf.VariableSpec `ebpf:"packets_asked"`
 	StatelessUsed    *ebpf.VariableSpec `ebpf:"stateless_used"`
 	UnusedDirection  *ebpf.VariableSpec `ebpf:"unused_direction"`
@@ -440,6 +451,7 @@ func (m *bpfMaps) Close() error {
 type bpfVariables struct {
 	Bandwidth        *ebpf.Variable `ebpf:"bandwidth"`
 	KeepCounts       *ebpf.Variable `ebpf:"keep_counts"`
+	Loops            *ebpf.Variable `ebpf:"loops"`
 	PacketsAsked     *ebpf.Variable `ebpf:"packets_asked"`
 	StatelessUsed    *ebpf.Variable `ebpf:"stateless_used"`
 	UnusedDirection  *ebpf.Variable `ebpf:"unused_direction"`

@@ -44,13 +44,13 @@ func decodeReport(b []byte) (bpfFlowReport, error) {
 	return r, err
 }
 
-func decodeProcess(b []byte, to Handler) error {
+func (h *Hooks) decodeProcess(b []byte, to Handler) error {
 	if len(b) < 8 {
 		return errShort
 	}
 	switch bpfKind(binary.NativeEndian.Uint32(b)) {
 	case bpfKindKIND_EXEC:
-		p, _, err := decodeExec(b)
+		p, _, err := h.decodeExec(b)
 		if err != nil {
 			return err
 		}
@@ -81,24 +81,30 @@ const (
 	flagDisconnected = 2
 	flagNoArgv       = 4
 	flagKernel       = 8
+	flagEnvCut       = 16
+	flagCgroupCut    = 32
 )
 
 // decodeExec returns the process and the size of its report; 0 when b ends before it does.
-func decodeExec(b []byte) (event.Process, int, error) {
+func (h *Hooks) decodeExec(b []byte) (event.Process, int, error) {
 	r, err := view[bpfExecReport](b)
 	if err != nil {
 		return event.Process{}, 0, nil
 	}
 	const header = int(unsafe.Sizeof(bpfExecReport{}))
-	size := header + int(r.PathLen) + int(r.ArgvLen) + int(r.ScriptLen)
+	size := header + int(r.PathLen) + int(r.ArgvLen) + int(r.ScriptLen) + int(r.CwdLen) + int(r.CgroupLen) + int(r.Cgroup1Len) + int(r.PreloadLen)
 	if (r.Kind != uint32(bpfKindKIND_EXEC) && r.Kind != uint32(bpfKindKIND_FOUND)) || size != int(r.Size) {
 		return event.Process{}, 0, fmt.Errorf("exec report from the kernel: kind %d, size %d of %d", r.Kind, r.Size, size)
 	}
 	if len(b) < size {
 		return event.Process{}, 0, nil
 	}
-	path, rest := b[header:header+int(r.PathLen)], b[header+int(r.PathLen):size]
-	argv, script := rest[:r.ArgvLen], rest[r.ArgvLen:]
+	rest := b[header:size]
+	next := func(n uint16) (part []byte) {
+		part, rest = rest[:n], rest[n:]
+		return part
+	}
+	path, argv, script, cwd, cgroup, cgroup1, preload := next(r.PathLen), next(r.ArgvLen), next(r.ScriptLen), next(r.CwdLen), next(r.CgroupLen), next(r.Cgroup1Len), next(r.PreloadLen)
 	p := event.Process{
 		ID:      event.ProcessID{PID: r.Process.Pid, Start: r.Process.Start, Exec: r.Process.Exec},
 		Parent:  event.ProcessID{PID: r.Parent.Pid, Start: r.Parent.Start, Exec: r.Parent.Exec},
@@ -109,6 +115,9 @@ func decodeExec(b []byte) (event.Process, int, error) {
 		Cgroup:  r.Cgroup,
 		MountNS: r.MountNs,
 		Kernel:  r.Flags&flagKernel != 0,
+		Place:   h.surroundings.place(cgroup, cgroup1, r.Flags&flagCgroupCut != 0),
+		Cwd:     event.Text(cwd),
+		Apart:   h.surroundings.apart(&r),
 		Source:  event.SourceExec,
 		Started: wall(r.Ktime),
 	}
@@ -127,6 +136,7 @@ func decodeExec(b []byte) (event.Process, int, error) {
 		p.Source = event.SourceIterator
 		p.Started = wall(p.ID.Start)
 	} else {
+		p.Preload, p.PreloadCut = event.Text(bytes.ReplaceAll(bytes.TrimSuffix(preload, []byte{0}), []byte{0}, []byte{' '})), r.Flags&flagEnvCut != 0
 		p.Argv, p.ArgvCut = splitArgv(argv), uint32(r.ArgvLen) < r.ArgvTotal || r.Flags&flagNoArgv != 0
 	}
 	return p, size, nil

@@ -61,7 +61,7 @@ func FuzzProcess(f *testing.F) {
 	f.Add([]byte{6, 0, 0, 0, 8, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c := newCollector()
-		if err := decodeProcess(b, c); err == nil && len(c.execs) == 1 {
+		if err := new(Hooks).decodeProcess(b, c); err == nil && len(c.execs) == 1 {
 			p := c.execs[0]
 			for _, s := range append([]string{p.Path, p.Name, p.Script}, p.Argv...) {
 				if strings.ContainsAny(s, "\n\x00\x1b") || !strings.EqualFold(strings.ToValidUTF8(s, "?"), s) {
@@ -74,18 +74,18 @@ func FuzzProcess(f *testing.F) {
 
 func TestDecodeExec(t *testing.T) {
 	b := execBytes("/usr/bin/env", "env\x00\x00a b\x00", "/x")
-	p, n, err := decodeExec(b)
+	p, n, err := new(Hooks).decodeExec(b)
 	if err != nil || n != len(b) {
 		t.Fatal(n, err)
 	}
 	if p.Path != "/usr/bin/env" || !reflect.DeepEqual(p.Argv, []string{"env", "", "a b"}) || p.Script != "/x" || p.ArgvCut {
 		t.Errorf("%+v", p)
 	}
-	if _, n, err := decodeExec(b[:len(b)-1]); n != 0 || err != nil {
+	if _, n, err := new(Hooks).decodeExec(b[:len(b)-1]); n != 0 || err != nil {
 		t.Errorf("half a report: %d, %v", n, err)
 	}
 	b[4]++
-	if _, _, err := decodeExec(b); err == nil {
+	if _, _, err := new(Hooks).decodeExec(b); err == nil {
 		t.Error("a report with a wrong size was taken")
 	}
 }

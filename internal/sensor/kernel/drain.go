@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -78,22 +79,36 @@ func (h *Hooks) Processes(to Handler) (int, error) {
 		if err != nil {
 			return n, fmt.Errorf("read ring buffer: %w", err)
 		}
-		if err := decodeProcess(h.buffers.record.RawSample, to); err != nil {
+		if err := h.decodeProcess(h.buffers.record.RawSample, to); err != nil {
 			return n, err
 		}
 		n++
 	}
 }
 
-// Found hands all processes that run now to the callback, kernel threads included, without their arguments.
+// Found hands all processes that run now to the callback, kernel threads included, without their arguments. It must be called
+// before Processes, because only it learns what the sensor itself sees as its root.
 func (h *Hooks) Found(to func(event.Process)) error {
-	return h.iterate("find_processes", func(b []byte) (int, error) {
-		p, n, err := decodeExec(b)
-		if err == nil && n > 0 {
-			to(p)
+	var reports [][]byte
+	err := h.iterate("find_processes", func(b []byte) (int, error) {
+		_, n, err := h.decodeExec(b)
+		if err != nil || n == 0 {
+			return n, err
 		}
-		return n, err
+		reports = append(reports, bytes.Clone(b[:n]))
+		if r, err := view[bpfExecReport](b); err == nil && int(r.Process.Pid) == os.Getpid() {
+			h.surroundings.own = rootOf(&r)
+		}
+		return n, nil
 	})
+	for _, b := range reports {
+		p, _, e := h.decodeExec(b)
+		if e != nil {
+			return errors.Join(err, e)
+		}
+		to(p)
+	}
+	return err
 }
 
 // releasedMax is how many reports one call of Released takes at most: a machine that closes sockets faster than they are

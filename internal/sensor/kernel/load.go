@@ -19,12 +19,14 @@ type Options struct {
 	HookSet   string // one of Sets; "" is the best that works
 	Bandwidth bool   // false: connections only, no hook that is only for bytes
 	RingPages int    // size of each ring buffer in pages, a power of two; 0 is 64
+	Plain     bool   // do without bpf_loop(), as kernels before 5.17 have to; for tests
 }
 
 // Hooks is a loaded hook set.
 type Hooks struct {
 	set        string
 	bandwidth  bool
+	plain      bool
 	collection *ebpf.Collection
 	refused    map[string]error // programs that did not load
 	attached   []attachment
@@ -43,6 +45,8 @@ type Hooks struct {
 	tableUsed  uint64
 	datagrams  *datagrams
 	buffers    buffers
+
+	surroundings surroundings
 }
 
 // Load loads a hook set into the kernel and attaches nothing.
@@ -59,7 +63,7 @@ func Load(o Options) (*Hooks, error) {
 	if pages == 0 {
 		pages = 64
 	}
-	h := &Hooks{set: set, bandwidth: o.Bandwidth, cgroupFD: -1, epoll: -1, wake: -1, refused: map[string]error{}, datagrams: newDatagrams()}
+	h := &Hooks{set: set, bandwidth: o.Bandwidth, plain: o.Plain, cgroupFD: -1, epoll: -1, wake: -1, refused: map[string]error{}, datagrams: newDatagrams()}
 	h.cgroup, h.cgroupFD, h.noCgroup = cgroupRoot()
 	if err := h.load(hooks, pages*os.Getpagesize()); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %s: %w", ErrNoHookSet, set, err), h.Close())
@@ -90,7 +94,13 @@ func (h *Hooks) load(hooks []hook, ring int) error {
 		}
 	}
 	h.spoil(spec)
-	for name, v := range map[string]any{"bandwidth": h.bandwidth, "wake_bytes": uint32(ring / 4)} {
+	loops := hasLoops() && !h.plain
+	for _, program := range spec.Programs {
+		if !loops {
+			unloop(program)
+		}
+	}
+	for name, v := range map[string]any{"bandwidth": h.bandwidth, "wake_bytes": uint32(ring / 4), "loops": loops} {
 		if err := spec.Variables[name].Set(v); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
 		}

@@ -6,6 +6,7 @@
 package place
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/picosnitch/picosnitch/internal/event"
@@ -28,7 +29,33 @@ func Of(path string) event.Place {
 }
 
 // maxDepth bounds the names that are looked at; the kernel side tells no more.
-const maxDepth = 32
+const maxDepth = 128
+
+// Best tells the place of a process that is in two hierarchies: the unified one, and one of a controller of its own (cgroup v1).
+// Container engines that do not use systemd leave the unified one alone as long as there are others. nil: it is in the root of both.
+func Best(unified, other string) *event.Place {
+	p := Of(unified)
+	if other != "" {
+		if q := Of(other); rank(q.Kind) > rank(p.Kind) || p.Path == "/" {
+			p = q
+		}
+	}
+	if p.Path == "" || p.Path == "/" {
+		return nil
+	}
+	return &p
+}
+
+// rank orders kinds by how much they tell.
+func rank(kind string) int {
+	return slices.Index([]string{"", event.PlaceService, event.PlaceSession, event.PlaceUser, event.PlaceApp, event.PlaceContainer}, kind)
+}
+
+// Cut is the place of a process whose control groups were too deep to be walked to the root: the names that would tell
+// most are missing, and the others prove nothing.
+func Cut(path string) *event.Place {
+	return &event.Place{Path: "…" + event.Text([]byte(path))}
+}
 
 // kind is the most telling fact.
 func kind(p *event.Place) string {
