@@ -110,9 +110,7 @@ func (c Config) Later() []string {
 		key string
 		set bool
 	}{
-		{KeyRetention, c.RetentionDays != d.RetentionDays},
 		{KeySQLServer, c.SQLServer.Client != ""},
-		{KeyEveryExe, c.EveryExe != d.EveryExe},
 		{KeyVTKey, c.VTKey != ""},
 		{KeyVTUpload, c.VTUpload != d.VTUpload},
 		{KeyVTLimit, c.VTLimit != d.VTLimit},

@@ -217,7 +217,7 @@ func TestLater(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{KeyRetention, KeySQLServer, KeyEveryExe, KeyVTKey}
+	want := []string{KeySQLServer, KeyVTKey}
 	if d := cmp.Diff(want, c.Later()); d != "" {
 		t.Error(d)
 	}

@@ -103,6 +103,7 @@ func Run(ctx context.Context, o Options) error {
 	err = sensor.Run(ctx, sensor.Options{
 		Program:   o.Program,
 		Bandwidth: c.Bandwidth,
+		EveryExe:  c.EveryExe,
 		RingPages: c.RingPages,
 		HookSet:   o.HookSet,
 		Logger:    o.Logger.With("component", "sensor"),

@@ -280,6 +280,13 @@ type Modified struct {
 	By   ProcessID `json:"by,omitzero"`   // who wrote first; zero if not known
 }
 
+// FamilyExec is the family of a flow that is no traffic: Process executed its program (Conns is 1). There is one for every program when
+// "Every exe (not just conns)" is set; its remote port is shown as PortExec.
+const (
+	FamilyExec = "exec"
+	PortExec   = -1
+)
+
 // Direction of a flow: who opened it.
 const (
 	Outbound         = "out"
@@ -306,7 +313,7 @@ const (
 type Flow struct {
 	Process   ProcessID      `json:"process"`
 	UID       uint32         `json:"uid"`      // at the time of the traffic
-	Family    string         `json:"family"`   // "inet", "inet6", "packet", "vsock", … or "af-N"
+	Family    string         `json:"family"`   // "inet", "inet6", "packet", "vsock", … or "af-N"; FamilyExec
 	Protocol  string         `json:"protocol"` // "tcp", "udp", "icmp", …, "ip-N"; "" for other families
 	Direction string         `json:"direction,omitempty"`
 	Layer     string         `json:"layer"`

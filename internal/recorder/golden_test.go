@@ -74,6 +74,19 @@ func streams() []struct {
 			s.flow(event.Flow{Process: id(10), Protocol: "icmp", Local: ap("10.0.0.1:0"), Remote: ap("192.0.2.1:0"), Layer: event.LayerIP, Peer: event.PeerPacket, Sent: 64, Received: 84})
 			s.flow(event.Flow{Process: id(10), Family: "vsock", Sent: 1})
 		}},
+		{"every-exe", func(o *Settings) { o.IgnorePorts = []int{0} }, func(s *script) {
+			shell(s)
+			executed := func(pid int) {
+				s.add(event.Event{Flow: &event.Flow{Process: id(pid), UID: 1000, Family: event.FamilyExec, Conns: 1}})
+			}
+			executed(10)
+			s.process(11, 10, curl, "curl")
+			executed(11)
+			s.process(12, 10, curl, "curl")
+			executed(12) // the same program: one record
+			s.tcp(11, "192.0.2.1:443", 1, 1, 1)
+			s.hash(curl, 0xc0)
+		}},
 		{"exec-after-connect", nil, func(s *script) {
 			shell(s)
 			s.process(11, 10, bash, "bash", "-c", "exec 3<>/dev/tcp/192.0.2.1/80; exec cat <&3")

@@ -114,6 +114,8 @@ func remote(r *flow.Record) string {
 	}
 	host := "-"
 	switch {
+	case r.Kind.Family == event.FamilyExec:
+		return "(executed)"
 	case r.Domain.Name != "":
 		host = names.Reverse(r.Domain.Name)
 		if n := utf8.RuneCountInString(host); n > remoteWidth-len(port) {

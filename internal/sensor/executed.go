@@ -18,9 +18,13 @@ type executed struct {
 	reason error           // why
 	limit  int             // of files
 	files  map[event.FileID]*held
-	order  []event.FileID // of files, oldest first; some are gone
-	fresh  []event.Process
+	order  []event.FileID  // of files, oldest first; some are gone
+	fresh  []event.Process // execs whose descriptors were not looked for yet
 	late   []lateExec
+	// With Options.EveryExe: what is to be recorded.
+	records []event.Process
+	backlog []event.Process // whose digests are wanted when the queue has room
+	lost    uint64          // descriptors closed because there were too many
 	// written is when a file was last seen to be written to.
 	written   map[digest.Inode]time.Time
 	overflows uint64
@@ -44,8 +48,10 @@ const (
 	// descriptorsMax bounds each of the two stores of descriptors: those that wait for their exec, those that wait to be wanted.
 	descriptorsMax = 4096
 	// lateMax and lateWait bound the execs that wait for their descriptor: those of layered file systems may come late.
-	lateMax  = 4096
-	lateWait = 5 * time.Second
+	lateMax = 4096
+	// recordsMax is how many executed programs wait for a recorder that is behind.
+	recordsMax = 16384
+	lateWait   = 50 * time.Millisecond
 	// heldIdle is how long a descriptor is kept when no process runs its file any more: flows come within two drains.
 	heldIdle = 5 * time.Second
 	// writtenKept is how long a write is remembered: longer than any digest takes whose result depends on it.
@@ -98,21 +104,39 @@ func (x *executed) close() error {
 // claim finds the descriptors of the execs that were reported since the last call.
 func (l *loop) claim() {
 	x := &l.executed
-	if x.watch == nil || len(x.fresh) == 0 && len(x.late) == 0 {
+	l.wantBacklog()
+	if x.watch == nil && l.o.EveryExe {
+		x.records = append(x.records, x.fresh...)
+	}
+	if x.watch == nil {
+		x.fresh = x.fresh[:0]
+	}
+	if len(x.fresh) == 0 && len(x.late) == 0 {
 		return
 	}
 	l.drainWatch()
 	now := time.Now()
+	layers := x.watch.Layered()
+	done := func(p *event.Process) {
+		if l.o.EveryExe {
+			x.records = append(x.records, *p)
+		}
+	}
 	late := x.late[:0]
 	for _, e := range x.late {
 		if !l.claimOne(&e.process) && now.Before(e.until) {
 			late = append(late, e)
+		} else {
+			done(&e.process)
 		}
 	}
 	for i := range x.fresh {
 		p := &x.fresh[i]
-		if !l.claimOne(p) && len(late) < lateMax {
+		switch {
+		case !l.claimOne(p) && layers && len(late) < lateMax:
 			late = append(late, lateExec{*p, now.Add(lateWait)})
+		default:
+			done(p)
 		}
 	}
 	x.late = late
@@ -150,6 +174,7 @@ func (x *executed) hold(file event.FileID, h *held) {
 		oldest := x.order[0]
 		x.order = x.order[1:]
 		if old := x.files[oldest]; old != nil {
+			x.lost++
 			unix.Close(old.FD)
 			delete(x.files, oldest)
 		}
@@ -166,6 +191,56 @@ func (x *executed) descriptor(file event.FileID) digest.Descriptor {
 	}
 	delete(x.files, file)
 	return h.Descriptor
+}
+
+// record tells of the programs that were executed, when all of them are to be told.
+func (l *loop) record() {
+	x := &l.executed
+	// While the recorder is behind they wait here, as counts wait in the kernel.
+	if len(x.records) == 0 || l.out.Full() && len(x.records) < recordsMax {
+		return
+	}
+	for i := range x.records {
+		p := &x.records[i]
+		l.announce(*p)
+		l.stream.flow(&event.Flow{Process: p.ID, UID: p.UID, Family: event.FamilyExec, Conns: 1})
+		if l.stream.large() {
+			l.closeBatch(false)
+		}
+	}
+	clear(x.records)
+	x.records = x.records[:0]
+}
+
+// flush gives up waiting for descriptors: it is the end.
+func (x *executed) flush(every bool) {
+	for _, e := range x.late {
+		if every {
+			x.records = append(x.records, e.process)
+		}
+	}
+	x.late = nil
+}
+
+// want asks for the digest of what p executes.
+func (l *loop) want(p event.Process) {
+	x := &l.executed
+	if l.digester.Room() == 0 && len(x.backlog) < x.limit {
+		x.backlog = append(x.backlog, p) // its descriptor stays
+		return
+	}
+	if e, known := l.digester.WantFile(p, x.descriptor(p.File)); known {
+		l.executable(e)
+	}
+}
+
+func (l *loop) wantBacklog() {
+	x := &l.executed
+	n := min(len(x.backlog), l.digester.Room())
+	for _, p := range x.backlog[:n] {
+		l.want(p)
+	}
+	x.backlog = append(x.backlog[:0], x.backlog[n:]...)
 }
 
 // drainWatch takes in what fanotify has to say.
@@ -272,7 +347,7 @@ func (x *executed) lostDescriptors() uint64 {
 		return 0
 	}
 	s := x.watch.Stats()
-	return s.Failed + s.Dropped
+	return s.Failed + s.Dropped + x.lost
 }
 
 // elsewhere asks for the file systems of a mount namespace that is met for the first time.

@@ -246,3 +246,70 @@ func command(t testing.TB, name string, args ...string) {
 		t.Fatalf("%s: %v: %s", name, err, out)
 	}
 }
+
+// With "Every exe (not just conns)" each program that is executed is told once and hashed, whatever it does.
+func TestEveryExecutedProgramIsTold(t *testing.T) {
+	const programs, times = 300, 3
+	r := runSensor(t, Options{EveryExe: true})
+	program := sender(t, sink(t))
+	dir := t.TempDir()
+	want := map[string]string{}
+	for i := range programs {
+		path := filepath.Join(dir, fmt.Sprint(i))
+		want[path] = distinct(t, path, program)
+	}
+	// What is dynamic loads its loader, too, which is no program that was executed.
+	system, err := exec.LookPath("true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if system, err = filepath.EvalSymlinks(system); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(system)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(b)
+	want[system] = hex.EncodeToString(sum[:])
+	ran := map[uint32]string{}
+	for range times {
+		for path := range want {
+			ran[uint32(execute(t, path))] = path
+		}
+	}
+	time.Sleep(1500 * time.Millisecond)
+	r.stop()
+	x := r.told()
+	told := map[event.ProcessID]uint32{}
+	for _, e := range r.events() {
+		if e.Flow != nil && e.Flow.Family == event.FamilyExec {
+			told[e.Flow.Process] += e.Flow.Conns
+		}
+	}
+	seen := 0
+	for id, n := range told {
+		p := x.processes[id]
+		path, ours := ran[id.PID]
+		if !ours || p.Path != path { // our own, before its exec
+			continue
+		}
+		seen++
+		if n != 1 {
+			t.Errorf("%s was told %d times", path, n)
+		}
+		if got := x.digests[p.File]; got.SHA256 != want[path] {
+			t.Errorf("%s: got %+v", path, got)
+		}
+	}
+	if seen != len(ran) {
+		t.Errorf("%d of %d were told", seen, len(ran))
+	}
+	self := false
+	for id := range told {
+		self = self || id.PID == uint32(os.Getpid())
+	}
+	if !self {
+		t.Error("what ran before the sensor was not told")
+	}
+}

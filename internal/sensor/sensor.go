@@ -27,6 +27,7 @@ import (
 type Options struct {
 	Program   string        // version of picosnitch
 	Bandwidth bool          // false: connections only
+	EveryExe  bool          // every executed program is told and hashed, not only those that use the network
 	RingPages int           // size of each ring buffer, in pages
 	HookSet   string        // "" for the best that works
 	Interval  time.Duration // between drains; 0 is one second
@@ -128,11 +129,11 @@ func newLoop(o Options) (*loop, error) {
 	}
 	l := &loop{
 		o: o, log: o.Logger, hooks: hooks, proc: proc,
-		table:    identity.New(identity.Options{Grace: imageGrace}),
-		digester: digest.New(digest.Options{Queue: descriptorsMax}),
-		told:     map[string]time.Time{},
+		table: identity.New(identity.Options{Grace: imageGrace}),
+		told:  map[string]time.Time{},
 	}
 	l.openExecuted()
+	l.digester = digest.New(digest.Options{Queue: l.executed.limit})
 	l.stream = newStream()
 	l.out = outlet.New(o.Connect, l.stream.preamble, l.stream.recorderFailed, o.Logger)
 	return l, nil
@@ -177,6 +178,9 @@ func (l *loop) found() error {
 			}
 		}
 		l.table.Found(p)
+		if l.o.EveryExe && !p.Kernel {
+			l.executed.records = append(l.executed.records, p)
+		}
 	})
 	if err != nil {
 		return fmt.Errorf("list running processes: %w", err)
@@ -221,6 +225,7 @@ func (l *loop) run(ctx context.Context) error {
 		}
 		l.take(l.hooks.Processes(l))
 		l.claim()
+		l.record()
 		l.switchPackets()
 		if now := time.Now(); now.Before(next) {
 			if !l.out.Full() {
@@ -235,6 +240,9 @@ func (l *loop) run(ctx context.Context) error {
 	before, err := l.hooks.Tally()
 	l.take(0, err)
 	l.take(0, l.hooks.Finish(l, l.flow))
+	l.claim()
+	l.executed.flush(l.o.EveryExe)
+	l.record()
 	l.awaitDigests(lastDigestWait)
 	l.book(before)
 	l.tally.settle()
@@ -261,6 +269,8 @@ func (l *loop) tick() {
 	before, err := l.hooks.Tally()
 	l.take(0, err)
 	l.take(0, l.hooks.Drain(l, l.flow))
+	l.claim()
+	l.record()
 	l.awaitDigests(digestWait)
 	l.book(before)
 	l.idlePackets(before.PacketUsed)
@@ -322,10 +332,8 @@ func (l *loop) Exec(p event.Process) {
 		l.tally.argvLost++
 	}
 	l.table.Exec(p)
-	if l.executed.watch != nil {
-		l.elsewhere(&p)
-		l.executed.fresh = append(l.executed.fresh, p)
-	}
+	l.elsewhere(&p)
+	l.executed.fresh = append(l.executed.fresh, p)
 }
 
 // Fork implements kernel.Handler.
@@ -413,9 +421,7 @@ func (l *loop) introduce(p event.Process) {
 		return
 	}
 	l.claim()
-	if x, known := l.digester.WantFile(p, l.executed.descriptor(p.File)); known {
-		l.executable(x)
-	}
+	l.want(p)
 }
 
 func (l *loop) executable(x event.Executable) {
@@ -438,7 +444,7 @@ func orUnknown(path string) string {
 func (l *loop) awaitDigests(limit time.Duration) {
 	end := time.After(limit)
 	for waited := false; ; {
-		busy := l.digester.Pending() > 0
+		busy := l.digester.Pending() > 0 || len(l.executed.backlog) > 0
 		select {
 		case r := <-l.digester.Results():
 			l.digest(r)

@@ -45,7 +45,11 @@ func NewIgnore(hashes, domains []string, ports []int) (Ignore, error) {
 // Flow reports whether a flow is left out for its port or domain. Both are known when the flow comes.
 func (ig *Ignore) Flow(f *event.Flow, d Domain) bool {
 	if len(ig.ports) > 0 {
-		if _, ok := ig.ports[int(f.Remote.Port())]; ok {
+		port := int(f.Remote.Port())
+		if f.Family == event.FamilyExec {
+			port = event.PortExec
+		}
+		if _, ok := ig.ports[port]; ok {
 			return true
 		}
 		if f.Direction == event.Inbound {

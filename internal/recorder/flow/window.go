@@ -41,6 +41,14 @@ type Record struct {
 	Received uint64 // bytes
 }
 
+// Port is the remote one; event.PortExec for a program that was executed.
+func (r *Record) Port() int {
+	if r.Kind.Family == event.FamilyExec {
+		return event.PortExec
+	}
+	return int(r.Remote.Port())
+}
+
 // Position is a place in a stream: everything up to the end of Batch, and Flows flow lines of the batch after it.
 type Position struct {
 	Stream string

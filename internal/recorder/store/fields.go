@@ -10,7 +10,7 @@ type Field struct {
 	Kind FieldKind
 	// Text is set for TextField, Number for NumberField and (unix seconds) for TimeField.
 	Text   func(*flow.Window, *flow.Record) string
-	Number func(*flow.Window, *flow.Record) uint64
+	Number func(*flow.Window, *flow.Record) int64
 }
 
 // FieldKind is what a Field holds.
@@ -33,8 +33,8 @@ func Fields() []Field {
 		r = *flow.Record
 	)
 	text := func(name string, f func(w, r) string) Field { return Field{Name: name, Text: f} }
-	number := func(name string, f func(w, r) uint64) Field { return Field{Name: name, Kind: NumberField, Number: f} }
-	time := func(name string, f func(w, r) uint64) Field { return Field{Name: name, Kind: TimeField, Number: f} }
+	number := func(name string, f func(w, r) int64) Field { return Field{Name: name, Kind: NumberField, Number: f} }
+	time := func(name string, f func(w, r) int64) Field { return Field{Name: name, Kind: TimeField, Number: f} }
 	program := func(prefix string, of func(r) *flow.Program) []Field {
 		get := func(name string, f func(*flow.Program) string) Field {
 			return text(prefix+name, func(_ w, x r) string {
@@ -53,29 +53,29 @@ func Fields() []Field {
 	}
 	f := program("", func(x r) *flow.Program { return x.Program })
 	f = append(f,
-		time("contime", func(x w, _ r) uint64 { return uint64(max(x.End, 0)) }),
+		time("contime", func(x w, _ r) int64 { return max(x.End, 0) }),
 		text("domain", func(_ w, x r) string { return x.Domain.Name }),
 		text("ip", func(_ w, x r) string { return address(x.Remote.Addr()) }),
-		number("port", func(_ w, x r) uint64 { return uint64(x.Remote.Port()) }),
-		number("uid", func(_ w, x r) uint64 { return uint64(x.UID) }),
+		number("port", func(_ w, x r) int64 { return int64(x.Port()) }),
+		number("uid", func(_ w, x r) int64 { return int64(x.UID) }),
 	)
 	f = append(f, program("p", func(x r) *flow.Program { return x.Program.Parent })...)
 	f = append(f,
-		number("conns", func(_ w, x r) uint64 { return x.Conns }),
-		number("send", func(_ w, x r) uint64 { return x.Sent }),
-		number("recv", func(_ w, x r) uint64 { return x.Received }),
+		number("conns", func(_ w, x r) int64 { return clamp(x.Conns) }),
+		number("send", func(_ w, x r) int64 { return clamp(x.Sent) }),
+		number("recv", func(_ w, x r) int64 { return clamp(x.Received) }),
 
 		text("host", func(x w, _ r) string { return x.Hello.Host }),
-		time("start", func(x w, _ r) uint64 { return uint64(max(x.Start, 0)) }),
+		time("start", func(x w, _ r) int64 { return max(x.Start, 0) }),
 		text("family", func(_ w, x r) string { return x.Kind.Family }),
 		text("protocol", func(_ w, x r) string { return x.Kind.Protocol }),
 		text("direction", func(_ w, x r) string { return x.Kind.Direction }),
 		text("layer", func(_ w, x r) string { return x.Kind.Layer }),
 		text("peer", func(_ w, x r) string { return x.Kind.Peer }),
 		text("local_ip", func(_ w, x r) string { return address(x.Local.Addr()) }),
-		number("local_port", func(_ w, x r) uint64 { return uint64(x.Local.Port()) }),
+		number("local_port", func(_ w, x r) int64 { return int64(x.Local.Port()) }),
 		text("domain_source", func(_ w, x r) string { return x.Domain.Source }),
-		number("net_ns", func(_ w, x r) uint64 { return uint64(x.NetNS) }),
+		number("net_ns", func(_ w, x r) int64 { return int64(x.NetNS) }),
 		text("script", func(_ w, x r) string {
 			if s := x.Program.Script; s != nil {
 				return s.Path

@@ -36,10 +36,10 @@ func appendJSON(b []byte, fields []jsonField, w *flow.Window, r *flow.Record, zo
 			b = appendString(b, f.Text(w, r))
 		case TimeField:
 			b = append(b, '"')
-			b = time.Unix(int64(f.Number(w, r)), 0).In(zone).AppendFormat(b, time.RFC3339)
+			b = time.Unix(f.Number(w, r), 0).In(zone).AppendFormat(b, time.RFC3339)
 			b = append(b, '"')
 		case NumberField:
-			b = strconv.AppendUint(b, f.Number(w, r), 10)
+			b = strconv.AppendInt(b, f.Number(w, r), 10)
 		}
 	}
 	return append(b, "}\n"...)
@@ -78,7 +78,7 @@ func appendText(b []byte, r *flow.Record, at string) []byte {
 	} else {
 		b = append(b, ',')
 	}
-	b = strconv.AppendUint(b, uint64(r.Remote.Port()), 10)
+	b = strconv.AppendInt(b, int64(r.Port()), 10)
 	b = append(b, ',')
 	b = strconv.AppendUint(b, uint64(r.UID), 10)
 	b = append(b, ',')

@@ -283,7 +283,7 @@ func (s *SQLite) records(ctx context.Context, window int64, boot string, records
 			return err
 		}
 		s.args = append(s.args, window*schema.PartRecords+int64(i), actor,
-			local, int64(r.Local.Port()), remote, int64(r.Remote.Port()), domain,
+			local, int64(r.Local.Port()), remote, int64(r.Port()), domain,
 			clamp(r.Conns), clamp(r.Sent), clamp(r.Received))
 		if len(s.args) == recordColumns*recordRows {
 			if _, err := s.st.addRecords.ExecContext(ctx, s.args...); err != nil {

@@ -59,7 +59,7 @@ type Opened struct {
 	FD       int
 	Identity Identity // after its change was watched
 	Mtime    int64    // ns since 1970
-	Magic    int64    // of its file system, statfs(2)
+	Layered  bool     // on overlayfs: Identity is not what the kernel has of the file behind it
 }
 
 // Change is a known executable that was written to. It is told once; the file is known again when it is executed again.
@@ -76,7 +76,7 @@ type Stats struct {
 	Changes   uint64
 	Overflows uint64 // the kernel dropped events: no one knows which
 	Failed    uint64 // events without a descriptor: the file could not be opened
-	Dropped   uint64 // descriptors closed because more waited than Limit
+	Dropped   uint64 // descriptors closed because more waited than Limit, and that nobody had claimed before
 	Waiting   int
 	Marked    int
 }
@@ -89,8 +89,9 @@ type Watch struct {
 
 	mu       sync.Mutex // guards all below
 	arrived  map[uint32][]arrival
-	order    []uint32 // pids of arrivals, oldest first; some are claimed already
-	first    int      // of order
+	files    map[Identity]*file // of arrivals
+	order    []uint32           // pids of arrivals, oldest first; some are claimed already
+	first    int                // of order
 	marked   map[Inode]Identity
 	rotation []Inode // of marked, oldest first
 	changes  []Change
@@ -98,9 +99,17 @@ type Watch struct {
 	lastErr  error // of a descriptor that could not be had
 }
 
+// arrival is an exec that was told and not claimed.
 type arrival struct {
+	file *file
+	at   time.Time
+}
+
+// file is a descriptor that arrivals share: all dynamic programs load the same loader.
+type file struct {
 	Opened
-	at time.Time
+	arrivals int
+	claimed  bool
 }
 
 // New asks the kernel for notices of every file system that is mounted now. The error wraps ErrUnavailable when the
@@ -121,7 +130,7 @@ func New(o Options) (*Watch, error) {
 	if o.Known == nil {
 		o.Known = func(Identity) bool { return false }
 	}
-	w := &Watch{o: o, arrived: map[uint32][]arrival{}, marked: map[Inode]Identity{}}
+	w := &Watch{o: o, arrived: map[uint32][]arrival{}, files: map[Identity]*file{}, marked: map[Inode]Identity{}}
 	for _, kind := range []kind{local, layered} {
 		g, err := newGroup(kind)
 		if err != nil {
@@ -150,14 +159,20 @@ func (w *Watch) Close() error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for pid, as := range w.arrived {
-		for _, a := range as {
-			unix.Close(a.FD)
-		}
-		delete(w.arrived, pid)
+	for _, f := range w.files {
+		unix.Close(f.FD)
 	}
-	w.order, w.first, w.stats.Waiting = nil, 0, 0
+	clear(w.arrived)
+	clear(w.files)
+	w.order, w.first = nil, 0
 	return errors.Join(errs...)
+}
+
+// Layered reports whether there are file systems whose descriptors may come later than the exec is known.
+func (w *Watch) Layered() bool {
+	w.mounts.mu.Lock()
+	defer w.mounts.mu.Unlock()
+	return w.mounts.layers > 0
 }
 
 // Drain takes in every notice that came before the call, as far as a file system cannot hold it up: those of layered file
@@ -173,29 +188,51 @@ func (w *Watch) Claim(pid uint32, file event.FileID) (Opened, bool) {
 	defer w.mu.Unlock()
 	as := w.arrived[pid]
 	for i := range as {
-		if !matches(&as[i].Opened, file) {
+		if !matches(&as[i].file.Opened, file) {
 			continue
 		}
-		o := as[i].Opened
-		for _, older := range as[:i] {
-			unix.Close(older.FD)
+		o, ok := as[i].file.Opened, true
+		as[i].file.claimed = true
+		if as[i].file.arrivals > 1 {
+			fd, err := unix.FcntlInt(uintptr(o.FD), unix.F_DUPFD_CLOEXEC, 0)
+			o.FD, ok = fd, err == nil
+			if err != nil {
+				w.stats.Failed++
+				w.lastErr = err
+			}
+		} else {
+			delete(w.files, o.Identity) // it is the caller's now
+			as[i].file.FD = -1
 		}
-		w.stats.Waiting -= i + 1
+		for _, a := range as[:i+1] {
+			w.release(a.file)
+		}
 		if rest := as[i+1:]; len(rest) > 0 {
 			w.arrived[pid] = rest
 		} else {
 			delete(w.arrived, pid)
 		}
-		return o, true
+		return o, ok
 	}
 	return Opened{}, false
+}
+
+// release is for an arrival that is no more. It reports whether that closed the descriptor. w.mu is held.
+func (w *Watch) release(f *file) bool {
+	f.arrivals--
+	if f.arrivals > 0 || f.FD < 0 {
+		return false
+	}
+	unix.Close(f.FD)
+	delete(w.files, f.Identity)
+	return true
 }
 
 // matches reports whether a descriptor is of the file that the kernel executed. Since the notice keeps the file, no other
 // can have its inode number; what became of the content is another question. On overlayfs stat tells a device of its own, and
 // the number of the lower file also after it was copied up.
 func matches(o *Opened, file event.FileID) bool {
-	if o.Magic == unix.OVERLAYFS_SUPER_MAGIC {
+	if o.Layered {
 		return o.Identity.Ctime == file.Ctime && o.Identity.Size == file.Size
 	}
 	return o.Identity.Number == file.Inode && o.Identity.Device == file.Device
@@ -215,7 +252,7 @@ func (w *Watch) Stats() Stats {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.stats
-	s.Marked = len(w.marked)
+	s.Waiting, s.Marked = len(w.files), len(w.marked)
 	return s
 }
 
@@ -244,14 +281,12 @@ func (w *Watch) expire(now time.Time, limit int) {
 		}
 		// order has an entry for each arrival, and claims take the oldest: the first of this pid is at least as young as the entry.
 		old := now.Sub(as[0].at) > w.o.Age
-		if !old && w.stats.Waiting <= limit {
+		if !old && len(w.files) <= limit {
 			break
 		}
-		if !old {
+		if f := as[0].file; w.release(f) && !old && !f.claimed {
 			w.stats.Dropped++
 		}
-		unix.Close(as[0].FD)
-		w.stats.Waiting--
 		if len(as) == 1 {
 			delete(w.arrived, pid)
 		} else {
@@ -320,16 +355,19 @@ func (w *Watch) executed(g *group, fd int, pid int32, st *unix.Stat_t) {
 			w.remember(id)
 		}
 	}
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(fd, &fs); err != nil {
-		fs.Type = 0
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := time.Now()
-	w.arrived[uint32(pid)] = append(w.arrived[uint32(pid)], arrival{Opened{fd, id, st.Mtim.Nano(), fs.Type}, now})
+	f := w.files[id]
+	if f == nil {
+		f = &file{Opened: Opened{fd, id, st.Mtim.Nano(), g.kind == layered}}
+		w.files[id] = f
+	} else {
+		unix.Close(fd)
+	}
+	f.arrivals++
+	w.arrived[uint32(pid)] = append(w.arrived[uint32(pid)], arrival{f, now})
 	w.order = append(w.order, uint32(pid))
-	w.stats.Waiting++
 	w.expire(now, w.o.Limit)
 }
 

@@ -36,6 +36,7 @@ type mounts struct {
 	groups []*group
 
 	mu      sync.Mutex
+	layers  int                // file systems of that kind, so far
 	systems map[string]*system // by "major:minor", the superblock's
 }
 
@@ -115,6 +116,9 @@ func (m *mounts) add(mountinfo []byte, root string, elsewhere bool) {
 		// One mount of it that can be reached is enough.
 		if s.err = m.mark(s, id, root+point); s.err == nil {
 			s.point = point
+			if s.kind == layered {
+				m.layers++
+			}
 		}
 	}
 }
