@@ -208,12 +208,21 @@ int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct l
 {
 	__u32 zero = 0, size = 0, at;
 	struct scratch *room = bpf_map_lookup_elem(&scratches, &zero);
+	struct exec_report *r;
+	__u64 how;
 
 	if (!room)
 		return 0;
 	at = build(room, task, bprm, KIND_EXEC, &size);
 	asm volatile("" : "+r"(at), "+r"(size)); /* check and use the same registers: older verifiers lose the bound else */
-	if (!at || at > PATH_END || size > REPORT_MAX || bpf_ringbuf_output(&processes, &room->data[at], size, wake(&processes, size)))
+	if (!at || at > PATH_END || size > REPORT_MAX) {
+		tally(TALLY_LOST_EXEC, 1);
+		return 0;
+	}
+	r = (void *)&room->data[at];
+	/* fanotify hands over every file but what is in memory only: it can be opened while it runs, so be quick. */
+	how = r->flags & EXEC_DISCONNECTED ? BPF_RB_FORCE_WAKEUP : wake(&processes, size);
+	if (bpf_ringbuf_output(&processes, r, size, how))
 		tally(TALLY_LOST_EXEC, 1);
 	return 0;
 }

@@ -149,6 +149,10 @@ func (l *loop) claimOne(p *event.Process) bool {
 	x := &l.executed
 	o, ok := x.watch.Claim(p.ID.PID, p.File)
 	if !ok {
+		if m, ok := l.digester.OpenMemory(*p); ok && x.files[p.File] == nil {
+			x.hold(p.File, &held{Descriptor: m, inode: fanotify.Inode{Device: p.File.Device, Number: p.File.Inode}})
+			return true
+		}
 		// Its content is known, so the descriptor was closed at once.
 		return l.digester.Known(digest.Inode{Device: p.File.Device, Number: p.File.Inode}, p.File.Ctime, p.File.Size)
 	}
@@ -157,7 +161,9 @@ func (l *loop) claimOne(p *event.Process) bool {
 		x.files[p.File].idle = time.Time{}
 		return true
 	}
-	x.hold(p.File, &held{Descriptor: digest.Descriptor{FD: o.FD, Vouched: unwritten(&o, p)}, inode: o.Identity.Inode})
+	at, written := x.written[digest.Inode(o.Identity.Inode)]
+	vouched := unwritten(&o, p) && !(written && at.After(o.At))
+	x.hold(p.File, &held{Descriptor: digest.Descriptor{FD: o.FD, Vouched: vouched}, inode: o.Identity.Inode})
 	return true
 }
 

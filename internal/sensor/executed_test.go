@@ -104,9 +104,9 @@ func (r *running) told() told {
 	return x
 }
 
-// sender is a static program without a libc that connects to a port of 127.0.0.1 with UDP, sends a datagram of one byte and ends: it
-// lives for about a tenth of a millisecond.
-func sender(t testing.TB, port uint16) []byte {
+// sender is a static program without a libc that sends a datagram of one byte to a port of 127.0.0.1 and ends: it lives for about a
+// tenth of a millisecond, if it does not sleep before.
+func sender(t testing.TB, port uint16, sleep ...time.Duration) []byte {
 	t.Helper()
 	dir := t.TempDir()
 	source := filepath.Join(dir, "sender.c")
@@ -121,6 +121,7 @@ static long call(long n, long a, long b, long c, long d, long e, long f)
 #define SOCKET 41
 #define SENDTO 44
 #define EXIT 60
+#define NANOSLEEP 35
 #else
 	register long x8 asm("x8") = n, x0 asm("x0") = a, x1 asm("x1") = b, x2 asm("x2") = c, x3 asm("x3") = d, x4 asm("x4") = e, x5 asm("x5") = f;
 	asm volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
@@ -128,11 +129,15 @@ static long call(long n, long a, long b, long c, long d, long e, long f)
 #define SOCKET 198
 #define SENDTO 206
 #define EXIT 93
+#define NANOSLEEP 101
 #endif
 }
 void _start(void)
 {
 	unsigned char to[16] = {2, 0, PORT >> 8, PORT & 255, 127, 0, 0, 1};
+	long wait[2] = {0, SLEEP};
+	if (SLEEP)
+		call(NANOSLEEP, (long)wait, 0, 0, 0, 0, 0);
 	long s = call(SOCKET, 2, 2, 0, 0, 0, 0);
 	call(EXIT, call(SENDTO, s, (long)to, 1, 0, (long)to, 16) != 1, 0, 0, 0, 0, 0);
 }
@@ -141,7 +146,11 @@ void _start(void)
 		t.Fatal(err)
 	}
 	out := filepath.Join(dir, "sender")
-	command(t, "gcc", "-O1", "-static", "-nostdlib", "-fno-stack-protector", "-Wl,--build-id=none", fmt.Sprintf("-DPORT=%d", port), "-o", out, source)
+	var ns time.Duration
+	for _, s := range sleep {
+		ns = s
+	}
+	command(t, "gcc", "-O1", "-static", "-nostdlib", "-fno-stack-protector", "-Wl,--build-id=none", fmt.Sprintf("-DPORT=%d", port), fmt.Sprintf("-DSLEEP=%d", ns), "-o", out, source)
 	b, err := os.ReadFile(out)
 	if err != nil {
 		t.Fatal(err)

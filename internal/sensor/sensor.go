@@ -425,6 +425,9 @@ func (l *loop) introduce(p event.Process) {
 }
 
 func (l *loop) executable(x event.Executable) {
+	if x.SHA256 == "" && l.stream.digested(x.File) {
+		return // another process with the same file had more luck
+	}
 	if x.SHA256 == "" && x.Reason != digest.ReasonKernel {
 		l.tally.undigested++
 		l.notice("warning", fmt.Sprintf("%s was not hashed: %s", orUnknown(x.Path), x.Reason), "")

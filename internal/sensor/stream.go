@@ -148,6 +148,13 @@ func (s *stream) executable(x event.Executable) {
 	s.add(&event.Event{Executable: &x})
 }
 
+// digested reports whether a file's digest was told.
+func (s *stream) digested(file event.FileID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !file.IsZero() && s.digests[file].SHA256 != ""
+}
+
 // fileAt finds the path and the identity of a file that was digested.
 func (s *stream) fileAt(device, inode uint64) (string, event.FileID, bool) {
 	s.mu.Lock()

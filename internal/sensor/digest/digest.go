@@ -45,6 +45,7 @@ const (
 	ReasonUnknown  = "neither its process nor its path is known"
 	ReasonErrno    = "could not be opened"
 	ReasonRead     = "could not be read"
+	ReasonMemory   = "in memory only (memfd), and ended before it could be opened"
 	ReasonYoung    = "ended, and too young to prove that it was not replaced"
 )
 
@@ -122,6 +123,7 @@ type job struct {
 	source Inode // what was read
 	held   bool  // through a descriptor of the asker
 	reader int   // that asker's place
+	stale  bool  // source was written to while it was read
 }
 
 // asker is who wants a digest.
@@ -263,6 +265,9 @@ func (d *Digester) Room() int {
 func (d *Digester) Forget(source Inode) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	for _, j := range d.pending {
+		j.stale = j.stale || j.source == source
+	}
 	for _, key := range d.sources[source] {
 		delete(d.cache, key)
 	}
@@ -273,6 +278,9 @@ func (d *Digester) Forget(source Inode) {
 func (d *Digester) ForgetAll() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	for _, j := range d.pending {
+		j.stale = true
+	}
 	clear(d.cache)
 	clear(d.sources)
 	d.order = nil

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -113,7 +114,28 @@ func (d *Digester) open(a *asker) (*opened, *problem) {
 		}
 		note(why)
 	}
+	if worst.reason == ReasonGone && strings.HasPrefix(p.Path, "/memfd:") {
+		worst = because(ReasonMemory)
+	}
 	return nil, worst
+}
+
+// OpenMemory opens what a process executes from memory (memfd_create(2)): fanotify tells nothing of it, so it must be had while the
+// process runs.
+func (d *Digester) OpenMemory(p event.Process) (Descriptor, bool) {
+	if !strings.HasPrefix(p.Path, "/memfd:") || !p.Deleted {
+		return None(), false
+	}
+	dir, ok := d.processDir(p.ID)
+	if !ok {
+		return None(), false
+	}
+	defer unix.Close(dir)
+	o, _ := d.through(p.File, true, func() (int, error) { return unix.Openat(dir, "exe", unix.O_PATH|unix.O_CLOEXEC, 0) })
+	if o == nil {
+		return None(), false
+	}
+	return Descriptor{FD: o.fd, Vouched: o.exact}, true
 }
 
 // given is the descriptor that came with the question, if it is of the file in question.

@@ -208,9 +208,11 @@ func (d *Digester) one(ctx context.Context, w *worker, j *job, a *asker, buf []b
 		if why != nil {
 			return event.Executable{File: p.File}, "", why
 		}
+		d.mu.Lock()
+		j.source, j.held = Inode{o.stat.Dev, o.stat.Ino}, o.held
+		d.mu.Unlock()
 		sum, why := d.read(ctx, w, o, buf)
 		if why == nil {
-			j.source, j.held = Inode{o.stat.Dev, o.stat.Ino}, o.held
 			exe := event.Executable{File: p.File, SHA256: sum}
 			if p.File.IsZero() {
 				exe.File = identity(&o.stat)
@@ -280,6 +282,9 @@ func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unc
 	askers := j.askers
 	delete(d.pending, j.key)
 	exe.Path = askers[0].Path
+	if why == nil && j.stale {
+		unconfirmed, why = exe.SHA256, because(ReasonTouched)
+	}
 	if why != nil {
 		exe.File, exe.SHA256, exe.Reason = askers[0].File, "", why.Error()
 		d.stats.Failed[why.reason]++
@@ -296,7 +301,8 @@ func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unc
 		}
 	} else if j.key.file.IsZero() {
 		d.keep(cacheKey{process: askers[0].ID}, entry{executable: exe})
-	} else if age := time.Since(time.Unix(0, exe.File.Ctime)); age > fresh || age < -fresh {
+	} else if age := time.Since(time.Unix(0, exe.File.Ctime)); !j.stale && (age > fresh || age < -fresh || j.held) {
+		// A held file's changes are told: it need not be old.
 		d.keep(j.key, entry{exe, j.source})
 		if !slices.Contains(d.sources[j.source], j.key) {
 			d.sources[j.source] = append(d.sources[j.source], j.key)

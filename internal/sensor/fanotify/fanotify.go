@@ -57,9 +57,10 @@ func IdentityOf(st *unix.Stat_t) Identity {
 // Opened is a descriptor of a file that was executed. Who gets it closes it.
 type Opened struct {
 	FD       int
-	Identity Identity // after its change was watched
-	Mtime    int64    // ns since 1970
-	Layered  bool     // on overlayfs: Identity is not what the kernel has of the file behind it
+	Identity Identity  // after its change was watched
+	Mtime    int64     // ns since 1970
+	At       time.Time // when it came: writes that are told later came later
+	Layered  bool      // on overlayfs: Identity is not what the kernel has of the file behind it
 }
 
 // Change is a known executable that was written to. It is told once; the file is known again when it is executed again.
@@ -192,6 +193,7 @@ func (w *Watch) Claim(pid uint32, file event.FileID) (Opened, bool) {
 			continue
 		}
 		o, ok := as[i].file.Opened, true
+		o.At = as[i].at
 		as[i].file.claimed = true
 		if as[i].file.arrivals > 1 {
 			fd, err := unix.FcntlInt(uintptr(o.FD), unix.F_DUPFD_CLOEXEC, 0)
@@ -360,7 +362,7 @@ func (w *Watch) executed(g *group, fd int, pid int32, st *unix.Stat_t) {
 	now := time.Now()
 	f := w.files[id]
 	if f == nil {
-		f = &file{Opened: Opened{fd, id, st.Mtim.Nano(), g.kind == layered}}
+		f = &file{Opened: Opened{fd, id, st.Mtim.Nano(), now, g.kind == layered}}
 		w.files[id] = f
 	} else {
 		unix.Close(fd)
