@@ -13,7 +13,9 @@ import (
 // Keys of config.json, as the user writes them.
 const (
 	KeyBandwidth     = "Bandwidth monitor"
+	KeyRawRetention  = "DB raw retention (days)"
 	KeyRetention     = "DB retention (days)"
+	KeySizeLimit     = "DB size limit (MB)"
 	KeySQLLog        = "DB sql log"
 	KeySQLServer     = "DB sql server"
 	KeyTextFormat    = "DB text format"
@@ -37,7 +39,9 @@ const (
 // Config is the content of config.json.
 type Config struct {
 	Bandwidth     bool     // count bytes; false: connections only
-	RetentionDays int      // days that rows stay in snitch.db
+	RawDays       int      // days that single rows stay in snitch.db; 0: as long as their sums
+	RetentionDays int      // days that anything stays in snitch.db
+	SizeLimit     int      // MB (2^20 bytes) of snitch.db above which the oldest rows are deleted; 0: none
 	SQLLog        bool     // write snitch.db
 	SQLServer     Server   // remote copy; zero: none
 	TextFormat    string   // of conn.log: FormatCSV or FormatJSON

@@ -222,7 +222,9 @@ type field struct {
 func fields() []field {
 	return []field{
 		boolean(KeyBandwidth, func(c *Config) *bool { return &c.Bandwidth }),
+		integer(KeyRawRetention, 0, 36500, func(c *Config) *int { return &c.RawDays }),
 		integer(KeyRetention, 1, 36500, func(c *Config) *int { return &c.RetentionDays }),
+		integer(KeySizeLimit, 0, 1<<24, func(c *Config) *int { return &c.SizeLimit }),
 		boolean(KeySQLLog, func(c *Config) *bool { return &c.SQLLog }),
 		{KeySQLServer, `{} or { "client": "mariadb", "psycopg", "psycopg2" or "pymysql", … }`, readServer},
 		word(KeyTextFormat, func(c *Config) *string { return &c.TextFormat }, FormatCSV, FormatJSON),

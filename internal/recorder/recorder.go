@@ -180,6 +180,7 @@ func open(ctx context.Context, o Options) (*recorder, error) {
 			r.notice("error", err.Error(), "")
 			return nil, errors.Join(err, r.shut())
 		}
+		r.sqlite.SetKeep(store.Keep{RawDays: o.Settings.RawDays, Days: o.Settings.Days, Bytes: o.Settings.SizeLimit})
 		r.queues = append(r.queues, store.NewQueue(r.sqlite, maxWaiting))
 	}
 	if o.Settings.TextLog {
@@ -360,6 +361,7 @@ func (r *recorder) takeLedger(l *event.Ledger) {
 	}
 	r.known.Tick(r.at)
 	r.tellKnown()
+	r.care(l.Final)
 	r.tellLosses(l.Final)
 	r.tellBadLines(l.Final)
 

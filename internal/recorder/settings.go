@@ -14,6 +14,9 @@ type Settings struct {
 	TextLog      bool  `json:"text_log"`      // "DB text log"
 	TextJSON     bool  `json:"text_json"`     // "DB text format" is "json"
 	TextLimit    int64 `json:"text_limit"`    // "DB text limit (MB)" in bytes; 0: none
+	RawDays      int   `json:"raw_days"`      // "DB raw retention (days)"; 0: as long as Days
+	Days         int   `json:"days"`          // "DB retention (days)"; 0: for ever
+	SizeLimit    int64 `json:"size_limit"`    // "DB size limit (MB)" in bytes; 0: none
 	WriteLimit   int64 `json:"write_limit"`   // "DB write limit (seconds)", at least 1
 	LogAddresses bool  `json:"log_addresses"` // "Log addresses"
 	LogCommands  bool  `json:"log_commands"`  // "Log commands"
@@ -32,7 +35,7 @@ type Settings struct {
 
 // Defaults are the mission's.
 func Defaults() Settings {
-	return Settings{SQLLog: true, WriteLimit: 10, LogAddresses: true, LogCommands: true}
+	return Settings{SQLLog: true, Days: 365, WriteLimit: 10, LogAddresses: true, LogCommands: true}
 }
 
 type settingsLine struct {

@@ -29,15 +29,24 @@ const (
 )
 
 // Hour is the number of the hour to which a window that ends then (unix seconds) belongs: the end is the last instant of it.
-func Hour(end int64) int64 { return floor(end-1, HourSeconds) }
+func Hour(end int64) int64 { return Bucket(end-1, HourSeconds) }
 
-func floor(a, b int64) int64 {
-	q := a / b
-	if a%b < 0 {
+// Bucket is the number of the bucket of the given length that holds t, also before 1970.
+func Bucket(t, length int64) int64 {
+	q := t / length
+	if t%length < 0 {
 		q--
 	}
 	return q
 }
+
+// Names in progress; see sqlite.sql.
+const (
+	ProgressRolled  = "rolled"
+	ProgressRaw     = "raw"
+	ProgressPruned  = "pruned"
+	ProgressRollups = "rollups"
+)
 
 // ErrNewer is returned for a database that a newer picosnitch wrote. It must be left untouched.
 var ErrNewer = errors.New("database of a newer picosnitch")

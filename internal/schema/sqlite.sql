@@ -172,7 +172,7 @@ CREATE TABLE segments (
   sent     INTEGER NOT NULL,
   received INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX segments_bucket ON segments (seconds, bucket);
+CREATE INDEX segments_bucket ON segments (seconds, merged, bucket);
 
 -- The sums by actor and port of the service, and for hours by remote address and domain, too; see package rollup for
 -- the format.
@@ -187,8 +187,9 @@ CREATE TABLE segment_peers (
 
 -- How far the work is that is done in small steps besides the recording:
 --   rolled    the last window that is contained in segments
---   raw       raw rows of windows that end in this hour or later are all there
---   rollups   segments of this hour or later are all there
+--   raw       the raw rows of this hour and later ones are all there
+--   pruned    the hour at which the deletion of raw rows goes on
+--   rollups   the segments of this hour and later ones are all there
 CREATE TABLE progress (
   name  TEXT PRIMARY KEY,
   value INTEGER NOT NULL

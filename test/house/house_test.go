@@ -51,7 +51,7 @@ func edges() map[string][]string {
 		"internal/recorder":       {"internal/event", "internal/schema", "internal/recorder/names", "internal/recorder/flow", "internal/recorder/store", "internal/recorder/feed", "internal/recorder/known", "internal/recorder/origin", "internal/recorder/notify", "internal/recorder/desk", "internal/errand"},
 		"internal/recorder/names": {"internal/event"},
 		"internal/recorder/flow":  {"internal/event"},
-		"internal/recorder/store": {"internal/event", "internal/schema", "internal/recorder/flow"},
+		"internal/recorder/store": {"internal/event", "internal/schema", "internal/schema/rollup", "internal/recorder/flow"},
 		"internal/recorder/feed":  {"internal/event"},
 		// What is new or changed → where it is from → what is told.
 		"internal/recorder/known":  {"internal/event", "internal/recorder/flow", "internal/recorder/notify"},
@@ -62,10 +62,14 @@ func edges() map[string][]string {
 		// The desktop user's wing: one room.
 		"internal/session": {"internal/event", "internal/errand"},
 
+		// Everybody's wing: nothing here writes.
+		"internal/reader/query": {"internal/schema", "internal/schema/rollup"},
+
 		// The things that wings share.
-		"internal/event":  {},
-		"internal/errand": {},
-		"internal/schema": {},
+		"internal/event":         {},
+		"internal/errand":        {},
+		"internal/schema":        {},
+		"internal/schema/rollup": {},
 	}
 }
 

@@ -31,6 +31,7 @@ type SQLite struct {
 	before   int64       // the greatest executable that an earlier writer made
 	ids      ids
 	args     []any
+	care     care
 }
 
 type statements struct {
@@ -148,7 +149,10 @@ func (s *SQLite) Resume(ctx context.Context, stream string) (Resume, error) {
 }
 
 // Write implements Sink.
-func (s *SQLite) Write(ctx context.Context, w *flow.Window) error {
+func (s *SQLite) Write(ctx context.Context, w *flow.Window) error { return s.WriteAll(ctx, w) }
+
+// WriteAll makes windows durable at once, all of them or none.
+func (s *SQLite) WriteAll(ctx context.Context, windows ...*flow.Window) error {
 	if s.conn != nil {
 		if now, err := os.Stat(s.path); err != nil || !os.SameFile(now, s.file) {
 			s.disconnect()
@@ -163,26 +167,33 @@ func (s *SQLite) Write(ctx context.Context, w *flow.Window) error {
 	if !s.wal {
 		s.enterWAL(ctx)
 	}
-	err := s.write(ctx, w)
+	err := s.write(ctx, windows)
 	if damaged(err) {
 		if err = s.replace(ctx, err); err == nil {
-			err = s.write(ctx, w)
+			err = s.write(ctx, windows)
 		}
 	}
 	return err
 }
 
-func (s *SQLite) write(ctx context.Context, w *flow.Window) (err error) {
-	if err := s.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			s.exec(context.WithoutCancel(ctx), "ROLLBACK")
-			s.forget()
+func (s *SQLite) write(ctx context.Context, windows []*flow.Window) error {
+	defer clear(s.ids.seen)
+	err := s.inTransaction(ctx, func() error {
+		for _, w := range windows {
+			if err := s.put(ctx, w); err != nil {
+				return err
+			}
 		}
-		clear(s.ids.seen)
-	}()
+		return nil
+	})
+	if err != nil {
+		s.forget()
+	}
+	return err
+}
+
+// put adds a window to the open transaction.
+func (s *SQLite) put(ctx context.Context, w *flow.Window) error {
 	stream, err := s.stream(ctx, &w.Hello)
 	if err != nil {
 		return err
@@ -203,10 +214,8 @@ func (s *SQLite) write(ctx context.Context, w *flow.Window) (err error) {
 			return err
 		}
 	}
-	if _, err := s.st.setPosition.ExecContext(ctx, stream, sinkName, clamp(w.Position.Batch), clamp(w.Position.Flows)); err != nil {
-		return err
-	}
-	return s.exec(ctx, "COMMIT")
+	_, err = s.st.setPosition.ExecContext(ctx, stream, sinkName, clamp(w.Position.Batch), clamp(w.Position.Flows))
+	return err
 }
 
 // Reasons of totals that stand for bytes.

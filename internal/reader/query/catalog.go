@@ -1,0 +1,352 @@
+package query
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// actorText is the text of a dimension that belongs to an actor, as SQL over actorTables; "" for the others.
+func actorText(d Dimension) string {
+	switch d {
+	case Exe:
+		return "e.path"
+	case SHA256:
+		return "e.sha256"
+	case Name:
+		return "p.name"
+	case Cmdline:
+		return "p.cmdline"
+	case Script:
+		return "coalesce(se.path, '')"
+	case Parent:
+		return "coalesce(pe.path, '')"
+	case Place:
+		return "coalesce(nullif(c.name, ''), nullif(c.container, ''), nullif(c.app, ''), nullif(c.user_unit, ''), nullif(c.unit, ''), nullif(c.session, ''), c.path, '')"
+	case User:
+		return "CAST(a.uid AS TEXT)"
+	case Family:
+		return "k.family"
+	case Protocol:
+		return "k.protocol"
+	case Direction:
+		return "k.direction"
+	}
+	return ""
+}
+
+const actorTables = ` FROM actors a JOIN programs p ON p.id = a.program JOIN executables e ON e.id = p.executable JOIN kinds k ON k.id = a.kind
+	LEFT JOIN executables se ON se.id = p.script LEFT JOIN programs pp ON pp.id = p.parent LEFT JOIN executables pe ON pe.id = pp.executable LEFT JOIN places c ON c.id = a.place`
+
+// groups gives values numbers: the rows of an answer while it is computed.
+type groups struct {
+	index  map[string]int32
+	values []string
+}
+
+func (g *groups) of(value string) int32 {
+	n, ok := g.index[value]
+	if !ok {
+		n = int32(len(g.values))
+		g.index[value] = n
+		g.values = append(g.values, value)
+	}
+	return n
+}
+
+// slots maps numbers of rows in a table to groups: the group + 1, 0 for what does not pass the filters.
+type slots []int32
+
+func (s slots) at(id int64) int32 {
+	if id < 0 || id >= int64(len(s)) {
+		return 0
+	}
+	return s[id]
+}
+
+// plan says, for every number that a roll-up or raw row holds, to which group it belongs and whether it passes the filters.
+type plan struct {
+	by     Dimension
+	groups groups
+	// Of each, nil is for all. A row's group is the one of the dimension that is asked for; the others hold 1 for what passes.
+	actor, remote, domain slots
+	port                  func(int64) bool
+	ports                 map[int64]int    // group of a port, -1 for what does not pass
+	directions            map[int64]string // by actor
+}
+
+// needPeers reports whether the sums by actor and port are not enough.
+func (p *plan) needPeers() bool { return p.remote != nil || p.domain != nil }
+
+// kindOf says where a dimension is.
+func kindOf(d Dimension) string {
+	switch d {
+	case None:
+		return ""
+	case Port, Domain:
+		return string(d)
+	case Address, Country:
+		return "remote"
+	}
+	return "actor"
+}
+
+func (s *snapshot) plan(by Dimension, where []Filter) (*plan, error) {
+	p := &plan{by: by, groups: groups{index: make(map[string]int32)}, directions: make(map[int64]string), ports: make(map[int64]int)}
+	filters := make(map[string][]Filter)
+	for _, f := range append(slices.Clone(where), Filter{By: by}) {
+		if actorText(f.By) == "" && !slices.Contains([]Dimension{None, Port, Domain, Address, Country}, f.By) {
+			return nil, fmt.Errorf("%w: %q is no dimension", ErrQuestion, f.By)
+		}
+		if f.By == Country && s.options.Country == nil {
+			return nil, fmt.Errorf("%w: the countries of addresses are not known here", ErrQuestion)
+		}
+	}
+	for _, f := range where {
+		k := kindOf(f.By)
+		filters[k] = append(filters[k], f)
+	}
+	if by == None {
+		p.groups.of("")
+	}
+	if err := s.planActors(p, filters["actor"]); err != nil {
+		return nil, err
+	}
+	if err := p.planPorts(filters["port"]); err != nil {
+		return nil, err
+	}
+	if kindOf(by) == "remote" || filters["remote"] != nil {
+		if err := s.planAddresses(p, filters["remote"]); err != nil {
+			return nil, err
+		}
+	}
+	if by == Domain || filters["domain"] != nil {
+		if err := s.planDomains(p, filters["domain"]); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+func (s *snapshot) planActors(p *plan, where []Filter) error {
+	needed := []Dimension{Direction}
+	for _, f := range where {
+		needed = append(needed, f.By)
+	}
+	grouped := kindOf(p.by) == "actor"
+	if grouped {
+		needed = append(needed, p.by)
+	}
+	columns := make([]string, len(needed))
+	for i, d := range needed {
+		columns[i] = actorText(d)
+	}
+	values, pointers := make([]string, len(needed)), make([]any, len(needed)+1)
+	for i := range values {
+		pointers[i+1] = &values[i]
+	}
+	var id int64
+	pointers[0] = &id
+	return s.each("SELECT a.id, "+strings.Join(columns, ", ")+actorTables, func(scan func(...any) error) error {
+		if err := scan(pointers...); err != nil {
+			return err
+		}
+		if id < 0 || id > maxID {
+			return errDamaged
+		}
+		p.directions[id] = values[0]
+		if !grouped && len(where) == 0 {
+			return nil
+		}
+		slot := int32(1)
+		for i := range where {
+			if !where[i].matches(values[i+1]) {
+				slot = 0
+			}
+		}
+		if slot != 0 && grouped {
+			slot = p.groups.of(values[len(values)-1]) + 1
+		}
+		p.actor = put(p.actor, id, slot)
+		return nil
+	})
+}
+
+// maxID bounds what a damaged number can make us reserve: rows of texts.
+const maxID = 1 << 27
+
+var errDamaged = fmt.Errorf("the database is damaged: `picosnitch db check` examines it")
+
+func put(s slots, id int64, slot int32) slots {
+	if n := int(id) + 1; n > len(s) {
+		s = append(s, make(slots, n-len(s))...)
+	}
+	s[id] = slot
+	return s
+}
+
+func (p *plan) planPorts(where []Filter) error {
+	for _, f := range where {
+		if f.Match == Contains {
+			return fmt.Errorf("%w: a port is a whole number: use port= or port!=", ErrQuestion)
+		}
+		for _, v := range f.Values {
+			if _, err := strconv.ParseInt(v, 10, 32); err != nil {
+				return fmt.Errorf("%w: the port %q is no whole number", ErrQuestion, v)
+			}
+		}
+	}
+	if len(where) > 0 {
+		p.port = func(port int64) bool {
+			for i := range where {
+				if !where[i].matches(strconv.FormatInt(port, 10)) {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	return nil
+}
+
+// planAddresses reads all addresses only where their texts are needed: 0 is the one that is not known.
+func (s *snapshot) planAddresses(p *plan, where []Filter) error {
+	add := func(id int64, ip string) error {
+		if id < 0 || id > maxID {
+			return errDamaged
+		}
+		country := ""
+		if s.options.Country != nil {
+			if a, err := netip.ParseAddr(ip); err == nil {
+				country = s.options.Country(a)
+			}
+		}
+		slot := int32(1)
+		for i := range where {
+			text := ip
+			if where[i].By == Country {
+				text = country
+			}
+			if !where[i].matches(text) {
+				slot = 0
+			}
+		}
+		if slot != 0 {
+			switch p.by {
+			case Address:
+				slot = p.groups.of(ip) + 1
+			case Country:
+				slot = p.groups.of(country) + 1
+			}
+		}
+		p.remote = put(p.remote, id, slot)
+		return nil
+	}
+	if err := add(0, ""); err != nil {
+		return err
+	}
+	return s.each("SELECT id, ip FROM addresses", func(scan func(...any) error) error {
+		var id int64
+		var ip string
+		if err := scan(&id, &ip); err != nil {
+			return err
+		}
+		return add(id, ip)
+	})
+}
+
+func (s *snapshot) planDomains(p *plan, where []Filter) error {
+	add := func(id int64, name string) error {
+		if id < 0 || id > maxID {
+			return errDamaged
+		}
+		slot := int32(1)
+		for i := range where {
+			if !where[i].matches(name) {
+				slot = 0
+			}
+		}
+		if slot != 0 && p.by == Domain {
+			slot = p.groups.of(name) + 1
+		}
+		p.domain = put(p.domain, id, slot)
+		return nil
+	}
+	if err := add(0, ""); err != nil {
+		return err
+	}
+	return s.each("SELECT id, name FROM domains", func(scan func(...any) error) error {
+		var id int64
+		var name string
+		if err := scan(&id, &name); err != nil {
+			return err
+		}
+		return add(id, name)
+	})
+}
+
+// needActors reports whether actor and port matter.
+func (p *plan) needActors() bool { return p.actor != nil || p.port != nil || p.by == Port }
+
+// group says to which group a row belongs; -1: it does not pass. A number that is not known passes nothing that is asked of it.
+func (p *plan) group(actor, port, remote, domain int64) int {
+	g := p.groupOfActor(actor, port)
+	if g < 0 {
+		return g
+	}
+	return p.groupOfPeer(g, remote, domain)
+}
+
+func (p *plan) groupOfActor(actor, port int64) int {
+	g := 0
+	if p.actor != nil {
+		slot := p.actor.at(actor)
+		if slot == 0 {
+			return -1
+		}
+		if kindOf(p.by) == "actor" {
+			g = int(slot) - 1
+		}
+	}
+	if p.port == nil && p.by != Port {
+		return g
+	}
+	known, ok := p.ports[port]
+	if !ok {
+		switch {
+		case p.port != nil && !p.port(port):
+			known = -1
+		case p.by == Port:
+			known = int(p.groups.of(strconv.FormatInt(port, 10)))
+		}
+		p.ports[port] = known
+	}
+	if known < 0 || p.by == Port {
+		return known
+	}
+	return g
+}
+
+func (p *plan) groupOfPeer(g int, remote, domain int64) int {
+	if p.remote != nil {
+		slot := p.remote.at(remote)
+		if slot == 0 {
+			return -1
+		}
+		if p.by == Address || p.by == Country {
+			g = int(slot) - 1
+		}
+	}
+	if p.domain != nil {
+		slot := p.domain.at(domain)
+		if slot == 0 {
+			return -1
+		}
+		if p.by == Domain {
+			g = int(slot) - 1
+		}
+	}
+	return g
+}

@@ -1,0 +1,284 @@
+// Package query answers typed questions about what was recorded: totals by any dimension with filters, time lines, first and last
+// seen, search, single records. It belongs to everybody's wing: all user interfaces ask it, nothing in it writes, and no SQL text
+// is outside of it, schema and recorder/store. It needs no root and no running recorder. It does not print (reader/report does).
+//
+// An answer's size is bounded whatever the range: a question says how many rows it wants, and gets the sum of the others.
+package query
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/picosnitch/picosnitch/internal/schema/rollup"
+)
+
+// Sum is what was moved: connections that were opened, bytes sent, bytes received.
+type Sum = rollup.Sum
+
+// Dimension is something that totals can be grouped and filtered by.
+type Dimension string
+
+// Dimensions.
+const (
+	Exe       Dimension = "exe"       // path of the executable
+	SHA256    Dimension = "sha256"    // of the executable
+	Name      Dimension = "name"      // of the process
+	Cmdline   Dimension = "cmdline"   // command line
+	Script    Dimension = "script"    // what the executable ran as its interpreter
+	Parent    Dimension = "parent"    // path of the parent's executable
+	Place     Dimension = "place"     // unit or container
+	User      Dimension = "user"      // uid
+	Family    Dimension = "family"    // inet, inet6, packet, …
+	Protocol  Dimension = "protocol"  // tcp, udp, …
+	Direction Dimension = "direction" // out, in, or empty
+	Port      Dimension = "port"      // of the service: see rollup.ServicePort
+	Domain    Dimension = "domain"    // in reverse notation
+	Address   Dimension = "ip"        // remote address
+	Country   Dimension = "country"   // of the remote address
+	None      Dimension = ""          // no grouping: one row with everything
+)
+
+// Dimensions are all that a question can name.
+func Dimensions() []Dimension {
+	return []Dimension{Exe, SHA256, Name, Cmdline, Script, Parent, Place, User, Family, Protocol, Direction, Port, Domain, Address, Country}
+}
+
+// ParseDimension reads a dimension as a user writes it.
+func ParseDimension(s string) (Dimension, error) {
+	d := Dimension(strings.ToLower(s))
+	switch d {
+	case "unit", "container":
+		d = Place
+	case "address", "remote":
+		d = Address
+	case "uid":
+		d = User
+	case "executable":
+		d = Exe
+	case "process":
+		d = Name
+	}
+	if !slices.Contains(Dimensions(), d) {
+		return "", fmt.Errorf("%w: %q is none of %s", ErrQuestion, s, strings.Trim(fmt.Sprint(Dimensions()), "[]"))
+	}
+	return d, nil
+}
+
+// ErrQuestion is returned for a question that makes no sense; the text says why.
+var ErrQuestion = errors.New("the question cannot be answered")
+
+// Match is how a filter compares.
+type Match int
+
+// Ways to compare. Contains does not distinguish between upper and lower case letters of ASCII.
+const (
+	Equal Match = iota
+	NotEqual
+	Contains
+)
+
+// Filter keeps what has one of the values in a dimension. Filters of a question must all hold.
+type Filter struct {
+	By     Dimension
+	Match  Match
+	Values []string
+}
+
+// ParseFilter reads "exe=/usr/bin/curl", "port!=443" or "domain~example". Several values are separate filters, or one with "|" between
+// them where none of them has that character in it.
+func ParseFilter(s string) (Filter, error) {
+	i := strings.IndexAny(s, "=!~")
+	if i < 0 {
+		return Filter{}, fmt.Errorf("%w: the filter %q has none of = != ~ in it", ErrQuestion, s)
+	}
+	by, err := ParseDimension(strings.TrimSpace(s[:i]))
+	if err != nil {
+		return Filter{}, err
+	}
+	f := Filter{By: by}
+	rest := s[i:]
+	switch {
+	case strings.HasPrefix(rest, "!="):
+		f.Match, rest = NotEqual, rest[2:]
+	case rest[0] == '=':
+		rest = rest[1:]
+	case rest[0] == '~':
+		f.Match, rest = Contains, rest[1:]
+	default:
+		return Filter{}, fmt.Errorf("%w: the filter %q has none of = != ~ in it", ErrQuestion, s)
+	}
+	f.Values = strings.Split(rest, "|")
+	return f, nil
+}
+
+// matches compares a text; it is for what is not compared as a number or by an index.
+func (f *Filter) matches(text string) bool {
+	for _, v := range f.Values {
+		if f.Match == Contains {
+			if strings.Contains(strings.ToLower(text), strings.ToLower(v)) {
+				return true
+			}
+		} else if text == v || (f.By == Domain && v != "" && text == reverse(v)) {
+			return f.Match == Equal
+		}
+	}
+	return f.Match == NotEqual
+}
+
+// reverse turns www.example.com into com.example.www, and back.
+func reverse(name string) string {
+	parts := strings.Split(name, ".")
+	slices.Reverse(parts)
+	return strings.Join(parts, ".")
+}
+
+// Range is a range of time: what was moved from Since (unix seconds, inclusive) to Until (exclusive). A record belongs to
+// the last second of its window. The zero value is everything.
+type Range struct {
+	Since, Until int64 // Until 0: no end
+}
+
+func (r Range) until() int64 {
+	if r.Until == 0 {
+		return 1 << 60
+	}
+	return r.Until
+}
+
+// Order of rows.
+type Order int
+
+// Orders; all are descending.
+const (
+	ByBytes Order = iota // sent and received
+	BySent
+	ByReceived
+	ByConns
+)
+
+func (o Order) of(s Sum) uint64 {
+	switch o {
+	case BySent:
+		return s.Sent
+	case ByReceived:
+		return s.Received
+	case ByConns:
+		return s.Conns
+	}
+	return s.Sent + s.Received
+}
+
+// Question asks for totals.
+type Question struct {
+	By    Dimension
+	Where []Filter
+	Range Range
+	Order Order
+	Limit int // rows; 0: MaxRows
+}
+
+// MaxRows bounds the rows of an answer.
+const MaxRows = 10_000
+
+// Row is the total of one value of a dimension. Value is "" where it is not known.
+type Row struct {
+	Value string
+	Sum   Sum
+}
+
+// Answer is what a question gets.
+type Answer struct {
+	Rows   []Row
+	Values int // how many values there are
+	Others Sum // of the values that are not among Rows
+	Total  Sum // of everything that passes the filters
+	// Rounded is true when the range begins or ends within an hour of which only the sum is kept any more: that hour is counted
+	// as a whole or not at all.
+	Rounded bool
+}
+
+// Step is the length of the intervals of a time line.
+type Step int
+
+// Steps. Days, weeks (from Monday) and months are those of the zone; hours are of UTC.
+const (
+	Minute Step = iota
+	Hour
+	Day
+	Week
+	Month
+)
+
+// Series is one value's line.
+type Series struct {
+	Value string
+	Sums  []Sum // by interval
+}
+
+// Timeline is how totals came about.
+type Timeline struct {
+	Starts  []int64 // of the intervals, unix seconds
+	End     int64   // of the last one
+	Series  []Series
+	Others  []Sum // of the values that have no series
+	Rounded bool  // as in Answer
+}
+
+// MaxIntervals bounds the intervals of a time line.
+const MaxIntervals = 5000
+
+// Seen is when a value was met.
+type Seen struct {
+	First, Last int64 // unix seconds; 0: never
+	Rounded     bool  // to the hour: the raw rows are gone
+}
+
+// Found is a value that holds the text that was searched for.
+type Found struct {
+	By    Dimension
+	Value string
+}
+
+// Record is one raw row, with everything that is known of it.
+type Record struct {
+	Start, End                     int64 // of its window, unix seconds
+	Host                           string
+	Exe, Name, Cmdline, SHA256     string
+	Script                         string
+	ParentExe, ParentName          string
+	ParentCmdline, ParentSHA256    string
+	Place                          string
+	UID                            int64
+	Family, Protocol, Direction    string
+	LocalIP                        string
+	LocalPort                      int64
+	Domain, DomainSource, RemoteIP string
+	RemotePort                     int64
+	Sum                            Sum
+}
+
+// Source is where the answers come from: the local file, or a SQL server.
+type Source interface {
+	// Totals sums up by a dimension.
+	Totals(ctx context.Context, q Question) (Answer, error)
+	// Timeline sums up by a dimension and by intervals.
+	Timeline(ctx context.Context, q Question, step Step, zone *time.Location) (Timeline, error)
+	// Seen says when what passes the filters was first and last seen.
+	Seen(ctx context.Context, where []Filter) (Seen, error)
+	// Search finds values that contain a text, at most limit of each dimension.
+	Search(ctx context.Context, text string, limit int) ([]Found, error)
+	// Records calls a function for raw rows, oldest first. Country is no filter here.
+	Records(ctx context.Context, where []Filter, r Range, each func(*Record) error) error
+	Close() error
+}
+
+// Options of a source.
+type Options struct {
+	// Country says where an address is, "" if that is not known; nil: questions by country are an error.
+	Country func(netip.Addr) string
+}

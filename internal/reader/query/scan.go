@@ -1,0 +1,279 @@
+package query
+
+import (
+	"cmp"
+	"database/sql"
+	"errors"
+	"slices"
+	"sort"
+
+	"github.com/picosnitch/picosnitch/internal/schema"
+	"github.com/picosnitch/picosnitch/internal/schema/rollup"
+)
+
+// result is where sums are added up: by interval and group.
+type result struct {
+	width   int // sums of one interval; 0: one interval, any number of groups
+	sums    []Sum
+	series  []int32 // the place of a group within an interval; nil: its own number
+	rounded bool
+}
+
+func (r *result) add(interval, group int, sum Sum) {
+	if r.series != nil {
+		group = int(r.series[group])
+	}
+	i := interval*r.width + group
+	if i >= len(r.sums) {
+		r.sums = append(r.sums, make([]Sum, i+1-len(r.sums))...)
+	}
+	r.sums[i].Add(sum)
+}
+
+// cuts are the ends of intervals, ascending: interval i is from cuts[i] to before cuts[i+1].
+type cuts []int64
+
+// of returns the interval of an instant; -1: none.
+func (c cuts) of(t int64) int {
+	if len(c) == 2 { // no search for the usual one
+		if t < c[0] || t >= c[1] {
+			return -1
+		}
+		return 0
+	}
+	i := sort.Search(len(c), func(i int) bool { return c[i] > t }) - 1
+	if i == len(c)-1 {
+		return -1
+	}
+	return i
+}
+
+// whole returns the interval in which all of from … to-1 is; -1: none, and some is true when a part of it is in one.
+func (c cuts) whole(from, to int64) (interval int, some bool) {
+	a, b := c.of(from), c.of(to-1)
+	if a == b && a >= 0 {
+		return a, true
+	}
+	return -1, a >= 0 || b >= 0 || (from < c[0] && to > c[len(c)-1])
+}
+
+// segment is what a row of segments says.
+type segment struct {
+	id, bucket int64
+	interval   int
+	sum        Sum
+}
+
+const dayHours = schema.DaySeconds / schema.HourSeconds
+
+// scan adds up what passes the plan's filters in the intervals.
+func (s *snapshot) scan(p *plan, c cuts, r *result) error {
+	var wanted []segment
+	partial := make(map[int64]bool) // hours that are cut
+	hour := func(g segment) {
+		from := g.bucket * schema.HourSeconds
+		interval, some := c.whole(from, from+schema.HourSeconds)
+		switch {
+		case interval >= 0:
+		case !some:
+			return
+		case g.bucket >= s.raw:
+			partial[g.bucket] = true
+			return
+		default:
+			r.rounded = true
+			if interval = c.of(from + schema.HourSeconds/2); interval < 0 {
+				return
+			}
+		}
+		g.interval = interval
+		wanted = append(wanted, g)
+	}
+	first, last := c[0], c[len(c)-1]-1
+	// Hours that no day holds yet.
+	h0, h1 := schema.Bucket(first, schema.HourSeconds), schema.Bucket(last, schema.HourSeconds)
+	if err := s.segments(schema.HourSeconds, 0, h0, h1, hour); err != nil {
+		return err
+	}
+	// Days where they are enough, and their hours where not.
+	d0, d1, err := s.days(schema.Bucket(first, schema.DaySeconds), schema.Bucket(last, schema.DaySeconds))
+	if err != nil {
+		return err
+	}
+	for d := d0; d <= d1; {
+		from := d
+		i, _ := c.whole(d*schema.DaySeconds, (d+1)*schema.DaySeconds)
+		enough := i >= 0 && !p.needPeers()
+		for d++; d <= d1; d++ { // a run of days of one kind is one query
+			j, _ := c.whole(d*schema.DaySeconds, (d+1)*schema.DaySeconds)
+			if (j >= 0 && !p.needPeers()) != enough {
+				break
+			}
+		}
+		if enough {
+			err = s.segments(schema.DaySeconds, 0, from, d-1, func(g segment) {
+				g.interval = c.of(g.bucket * schema.DaySeconds)
+				wanted = append(wanted, g)
+			})
+		} else {
+			err = s.segments(schema.HourSeconds, 1, max(from*dayHours, h0), min(d*dayHours-1, h1), hour)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if p.by == None && !p.needActors() && !p.needPeers() {
+		for _, g := range wanted {
+			r.add(g.interval, 0, g.sum)
+		}
+	} else if err := s.read(p, wanted, r); err != nil {
+		return err
+	}
+	return s.rows(p, c, partial, r)
+}
+
+// days narrows a range of days to those that have segments.
+func (s *snapshot) days(from, to int64) (int64, int64, error) {
+	var first, last sql.NullInt64
+	err := s.conn.QueryRowContext(s.ctx, "SELECT (SELECT min(bucket) FROM segments WHERE seconds = ?1 AND merged = 0), (SELECT max(bucket) FROM segments WHERE seconds = ?1 AND merged = 0)", schema.DaySeconds).Scan(&first, &last)
+	if err != nil || !first.Valid {
+		return 0, -1, err
+	}
+	return max(from, first.Int64), min(to, last.Int64), nil
+}
+
+func (s *snapshot) segments(seconds, merged, from, to int64, each func(segment)) error {
+	if from > to {
+		return nil
+	}
+	return s.each("SELECT id, bucket, conns, sent, received FROM segments WHERE seconds = ? AND merged = ? AND bucket BETWEEN ? AND ?", func(scan func(...any) error) error {
+		var g segment
+		if err := scan(&g.id, &g.bucket, &g.sum.Conns, &g.sum.Sent, &g.sum.Received); err != nil {
+			return err
+		}
+		each(g)
+		return nil
+	}, seconds, merged, from, to)
+}
+
+// gap is how many segments that are not wanted are read rather than beginning anew.
+const gap = 4
+
+// read adds up segments.
+func (s *snapshot) read(p *plan, wanted []segment, r *result) error {
+	slices.SortFunc(wanted, func(a, b segment) int { return cmp.Compare(a.id, b.id) })
+	for len(wanted) > 0 {
+		n := 1
+		for n < len(wanted) && wanted[n].id-wanted[n-1].id <= gap {
+			n++
+		}
+		if err := s.readRun(p, wanted[:n], r); err != nil {
+			return err
+		}
+		wanted = wanted[n:]
+	}
+	return nil
+}
+
+func (s *snapshot) readRun(p *plan, wanted []segment, r *result) error {
+	var q string
+	switch {
+	case !p.needPeers():
+		q = "SELECT segment, data, NULL FROM segment_actors WHERE segment BETWEEN ? AND ?"
+	case !p.needActors():
+		q = "SELECT segment, NULL, data FROM segment_peers WHERE segment BETWEEN ? AND ?"
+	default:
+		q = "SELECT segment, a.data, p.data FROM segment_actors a JOIN segment_peers p USING (segment) WHERE segment BETWEEN ? AND ?"
+	}
+	var a rollup.Actors
+	var b rollup.Peers
+	var groups []int
+	return s.each(q+" ORDER BY segment", func(scan func(...any) error) error {
+		var id int64
+		var actors, peers sql.RawBytes
+		if err := scan(&id, &actors, &peers); err != nil {
+			return err
+		}
+		for len(wanted) > 0 && wanted[0].id < id {
+			wanted = wanted[1:]
+		}
+		if len(wanted) == 0 || wanted[0].id != id {
+			return nil
+		}
+		interval := wanted[0].interval
+		groups = groups[:0]
+		if actors != nil {
+			if err := a.Read(actors); err != nil {
+				return errors.Join(errDamaged, err)
+			}
+			for i, actor := range a.Actor {
+				g := p.groupOfActor(actor, a.Port[i])
+				if peers == nil && g >= 0 {
+					r.add(interval, g, Sum{Conns: a.Conns[i], Sent: a.Sent[i], Received: a.Received[i]})
+				}
+				groups = append(groups, g)
+			}
+		}
+		if peers == nil {
+			return nil
+		}
+		if err := b.Read(peers, len(groups), actors != nil, p.remote != nil, p.domain != nil); err != nil {
+			return errors.Join(errDamaged, err)
+		}
+		for i := range b.Sent {
+			g := 0
+			if actors != nil {
+				if g = groups[b.Key[i]]; g < 0 {
+					continue
+				}
+			}
+			var remote, domain int64
+			if p.remote != nil {
+				remote = b.Remote[i]
+			}
+			if p.domain != nil {
+				domain = b.Domain[i]
+			}
+			if g = p.groupOfPeer(g, remote, domain); g >= 0 {
+				r.add(interval, g, Sum{Conns: b.Conns[i], Sent: b.Sent[i], Received: b.Received[i]})
+			}
+		}
+		return nil
+	}, wanted[0].id, wanted[len(wanted)-1].id)
+}
+
+const rawColumns = `SELECT w."end", r.actor, r.local_port, coalesce(r.remote, 0), r.remote_port, coalesce(r.domain, 0), r.conns, r.sent, r.received
+	FROM windows w JOIN raw r ON r.id >= w.id * 1024 AND r.id < w.id * 1024 + 1024 WHERE w.id BETWEEN ? AND ? AND w."end" > ? AND w."end" <= ?`
+
+// rows adds up raw rows: of hours that are cut, and of windows that no segment holds yet.
+func (s *snapshot) rows(p *plan, c cuts, hours map[int64]bool, r *result) error {
+	row := func(scan func(...any) error) error {
+		var end, actor, local, remote, port, domain int64
+		var sum Sum
+		if err := scan(&end, &actor, &local, &remote, &port, &domain, &sum.Conns, &sum.Sent, &sum.Received); err != nil {
+			return err
+		}
+		interval := c.of(end - 1)
+		if interval < 0 {
+			return nil
+		}
+		if g := p.group(actor, rollup.ServicePort(p.directions[actor], local, port), remote, domain); g >= 0 {
+			r.add(interval, g, sum)
+		}
+		return nil
+	}
+	for h := range hours {
+		var first, last int64
+		err := s.conn.QueryRowContext(s.ctx, "SELECT first, last FROM hours WHERE hour = ?", h).Scan(&first, &last)
+		if errors.Is(err, sql.ErrNoRows) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.each(rawColumns, row, first, min(last, s.rolled), h*schema.HourSeconds, (h+1)*schema.HourSeconds); err != nil {
+			return err
+		}
+	}
+	return s.each(rawColumns, row, s.rolled+1, int64(1)<<52, c[0], c[len(c)-1])
+}

@@ -1,0 +1,108 @@
+package rollup
+
+import (
+	"math"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+func entries() *rapid.Generator[[]Entry] {
+	number := func(most int64) *rapid.Generator[int64] { return rapid.Int64Range(0, most) }
+	amount := rapid.OneOf(rapid.Uint64Range(0, 200), rapid.Uint64Range(0, math.MaxInt64/100))
+	return rapid.SliceOf(rapid.Custom(func(t *rapid.T) Entry {
+		return Entry{
+			Actor: number(5).Draw(t, "actor") + number(1).Draw(t, "far")*1<<40, Port: rapid.Int64Range(-1, 3).Draw(t, "port"), Remote: number(3).Draw(t, "remote"), Domain: number(300).Draw(t, "domain"),
+			Sum: Sum{amount.Draw(t, "conns"), amount.Draw(t, "sent"), amount.Draw(t, "received")},
+		}
+	}))
+}
+
+// TestSameSums: what is read is what was written, summed up; no column is needed for another, and the parts have the same sum.
+func TestSameSums(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := entries().Draw(t, "entries")
+		want := map[Entry]Sum{}
+		var all Sum
+		for _, e := range in {
+			k := e
+			k.Sum = Sum{}
+			s := want[k]
+			s.Add(e.Sum)
+			want[k] = s
+			all.Add(e.Sum)
+		}
+		actors, peers, total := Encode(Merge(in))
+		if total != all {
+			t.Fatalf("total %v, want %v", total, all)
+		}
+		out, err := Entries(actors, peers)
+		if err != nil || len(out) != len(want) {
+			t.Fatal(len(out), len(want), err)
+		}
+		for _, e := range out {
+			k := e
+			k.Sum = Sum{}
+			if want[k] != e.Sum {
+				t.Fatalf("%v: want %v", e, want[k])
+			}
+		}
+		var a Actors
+		if err := a.Read(actors); err != nil {
+			t.Fatal(err)
+		}
+		var sum Sum
+		for i := range a.Actor {
+			sum.Add(Sum{a.Conns[i], a.Sent[i], a.Received[i]})
+		}
+		if sum != all {
+			t.Fatalf("by actor %v, want %v", sum, all)
+		}
+		var p, q Peers
+		if err := p.Read(peers, len(a.Actor), false, false, true); err != nil {
+			t.Fatal(err)
+		}
+		if err := q.Read(peers, len(a.Actor), true, true, true); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(q.Domain, p.Domain) + cmp.Diff(q.Sent, p.Sent); d != "" || len(p.Key)+len(p.Remote) != 0 {
+			t.Fatal(d)
+		}
+	})
+}
+
+func TestServicePort(t *testing.T) {
+	for _, c := range []struct {
+		direction           string
+		local, remote, want int64
+	}{
+		{"out", 40000, 443, 443},
+		{"out", 80, 40000, 40000},
+		{"in", 443, 40000, 443},
+		{"", 40000, 53, 53},
+		{"", 53, 40000, 53},
+		{"", 0, 53, 53},
+		{"", 53, 0, 53},
+		{"in", 443, -1, -1},
+	} {
+		if got := ServicePort(c.direction, c.local, c.remote); got != c.want {
+			t.Errorf("%+v: %d", c, got)
+		}
+	}
+}
+
+// FuzzRead: whatever a damaged file holds, reading ends with an error or with columns of one length.
+func FuzzRead(f *testing.F) {
+	actors, peers, _ := Encode(Merge([]Entry{{1, 443, 2, 3, Sum{1, 2, 3}}, {1, 80, 0, 0, Sum{1, 200, 30000}}, {9, -1, 1, 0, Sum{}}}))
+	f.Add(actors, peers)
+	f.Add([]byte{version, 200, 1}, []byte{version})
+	f.Add([]byte{}, []byte{2})
+	f.Fuzz(func(t *testing.T, a, p []byte) {
+		var x Actors
+		if x.Read(a) == nil && (len(x.Port) != len(x.Actor) || len(x.Received) != len(x.Actor)) {
+			t.Error("columns of different length")
+		}
+		Entries(a, p)
+	})
+}
