@@ -139,7 +139,7 @@ func commands(env Env) *cobra.Command {
 	root.SetUsageTemplate(strings.TrimRight(root.UsageTemplate(), "\n") + "\n{{if not .HasParent}}" + after + "{{end}}")
 	root.AddCommand(
 		startCommand(env), startNoDaemonCommand(env), stopCommand(env), restartCommand(env),
-		statusCommand(env), doctorCommand(env), recordCommand(env), replayCommand(env),
+		statusCommand(env), reportCommand(env), exportCommand(env), dbCommand(env), doctorCommand(env), recordCommand(env), replayCommand(env),
 		systemdCommand(env), versionCommand(env), recorderCommand(), sessionCommand(),
 	)
 	for _, c := range root.Commands() {

@@ -40,6 +40,12 @@ func Bucket(t, length int64) int64 {
 	return q
 }
 
+// Reasons of totals that stand for bytes that no record holds.
+const (
+	LostSent     = "unattributed sent"
+	LostReceived = "unattributed received"
+)
+
 // Names in progress; see sqlite.sql.
 const (
 	ProgressRolled  = "rolled"

@@ -244,22 +244,40 @@ type Found struct {
 	Value string
 }
 
-// Record is one raw row, with everything that is known of it.
+// Record is one raw row, with everything that is known of it. What is not known is "" or 0.
 type Record struct {
-	Start, End                     int64 // of its window, unix seconds
-	Host                           string
-	Exe, Name, Cmdline, SHA256     string
-	Script                         string
-	ParentExe, ParentName          string
-	ParentCmdline, ParentSHA256    string
-	Place                          string
-	UID                            int64
-	Family, Protocol, Direction    string
-	LocalIP                        string
-	LocalPort                      int64
-	Domain, DomainSource, RemoteIP string
-	RemotePort                     int64
-	Sum                            Sum
+	Start        int64  `json:"start"` // of its window, unix seconds
+	End          int64  `json:"end"`
+	Host         string `json:"host"`
+	Exe          string `json:"exe"`
+	Name         string `json:"name"`
+	Cmdline      string `json:"cmdline"`
+	SHA256       string `json:"sha256"`
+	Script       string `json:"script"`
+	ParentExe    string `json:"parent_exe"`
+	ParentName   string `json:"parent_name"`
+	ParentCmd    string `json:"parent_cmdline"`
+	ParentSHA256 string `json:"parent_sha256"`
+	Place        string `json:"place"`
+	UID          int64  `json:"uid"`
+	Family       string `json:"family"`
+	Protocol     string `json:"protocol"`
+	Direction    string `json:"direction"`
+	LocalIP      string `json:"local_ip"`
+	LocalPort    int64  `json:"local_port"`
+	Domain       string `json:"domain"` // in reverse notation
+	RemoteIP     string `json:"ip"`
+	RemotePort   int64  `json:"port"`
+	Conns        uint64 `json:"conns"`
+	Sent         uint64 `json:"sent"` // bytes
+	Received     uint64 `json:"received"`
+}
+
+// Lost is what could not be seen, kept or attributed.
+type Lost struct {
+	Reasons  map[string]uint64 // counts by event.Loss.Key
+	Sent     uint64            // bytes that no record holds
+	Received uint64
 }
 
 // Source is where the answers come from: the local file, or a SQL server.
@@ -270,10 +288,13 @@ type Source interface {
 	Timeline(ctx context.Context, q Question, step Step, zone *time.Location) (Timeline, error)
 	// Seen says when what passes the filters was first and last seen.
 	Seen(ctx context.Context, where []Filter) (Seen, error)
+	// Lost says what could not be seen, kept or attributed.
+	Lost(ctx context.Context, r Range) (Lost, error)
 	// Search finds values that contain a text, at most limit of each dimension.
 	Search(ctx context.Context, text string, limit int) ([]Found, error)
-	// Records calls a function for raw rows, oldest first. Country is no filter here.
-	Records(ctx context.Context, where []Filter, r Range, each func(*Record) error) error
+	// Records calls a function for raw rows, oldest first by hour. The record is only good until the function returns. done is how
+	// much of the range is read, from 0 to 1.
+	Records(ctx context.Context, where []Filter, r Range, each func(r *Record, done float64) error) error
 	Close() error
 }
 

@@ -210,6 +210,50 @@ func (m *model) ask(l *Local, rounded bool, from int64) {
 	}
 }
 
+// see compares first and last seen, and what single rows add up to.
+func (m *model) see(l *Local, rounded bool, from int64) {
+	f := Filter{By: Name, Values: []string{rapid.SampledFrom(names).Draw(m.t, "seen name")}}
+	var want Seen
+	var sum Sum
+	for i := range m.rows {
+		if r := &m.rows[i]; f.matches(r.values[Name]) {
+			if want.First == 0 || r.at < want.First {
+				want.First = r.at
+			}
+			want.Last = max(want.Last, r.at)
+			if r.at >= from {
+				sum.Add(r.sum)
+			}
+		}
+	}
+	if from > 0 { // some of it may be deleted, and some not yet
+		want.First = 0
+	}
+	got, err := l.Seen(m.t.Context(), []Filter{f})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if from > 0 {
+		got.First = 0
+	}
+	if !got.Rounded && !rounded && got != want && want.Last >= from {
+		m.t.Fatalf("%q seen %+v, want %+v", f.Values, got, want)
+	}
+	var rows Sum
+	last := 0.0
+	err = l.Records(m.t.Context(), []Filter{f}, Range{Since: from}, func(r *Record, done float64) error {
+		if done < last || done > 1 || r.End-1 < from || r.Name != f.Values[0] {
+			m.t.Fatalf("%+v, %v of it done after %v", r, done, last)
+		}
+		last = done
+		rows.Add(Sum{Conns: r.Conns, Sent: r.Sent, Received: r.Received})
+		return nil
+	})
+	if err != nil || (rows != sum && !rounded) {
+		m.t.Fatalf("rows of %q: %+v, want %+v (%v)", f.Values, rows, sum, err)
+	}
+}
+
 // TestRollups: whatever is recorded, in whatever order of time, rolled up, deleted and read: every answer is what adding the raw
 // rows up gives, and the database's own check says the same.
 func TestRollups(t *testing.T) {
@@ -265,6 +309,7 @@ func TestRollups(t *testing.T) {
 		for range 4 {
 			m.ask(l, rawDays > 0, from)
 		}
+		m.see(l, rawDays > 0, from)
 		report, err := l.Check(t.Context(), nil)
 		if err != nil || len(report.Problems) > 0 {
 			t.Fatalf("check: %v %q", err, report.Problems)

@@ -137,9 +137,9 @@ func (s *SQLite) Resume(ctx context.Context, stream string) (Resume, error) {
 			return r, err
 		}
 		switch reason {
-		case totalSent:
+		case schema.LostSent:
 			r.Unattributed.Sent = n
-		case totalReceived:
+		case schema.LostReceived:
 			r.Unattributed.Received = n
 		default:
 			r.Losses[reason] = n
@@ -218,12 +218,6 @@ func (s *SQLite) put(ctx context.Context, w *flow.Window) error {
 	return err
 }
 
-// Reasons of totals that stand for bytes.
-const (
-	totalSent     = "unattributed sent"
-	totalReceived = "unattributed received"
-)
-
 // window writes the rows of a window, in parts.
 func (s *SQLite) window(ctx context.Context, stream int64, w *flow.Window) error {
 	first, err := insert(ctx, s.st.addWindow, stream, w.Start, w.End, clamp(w.Unattributed.Sent), clamp(w.Unattributed.Received))
@@ -238,10 +232,10 @@ func (s *SQLite) window(ctx context.Context, stream int64, w *flow.Window) error
 		}
 	}
 	if w.Unattributed.Sent > 0 {
-		totals[totalSent] = w.Unattributed.Sent
+		totals[schema.LostSent] = w.Unattributed.Sent
 	}
 	if w.Unattributed.Received > 0 {
-		totals[totalReceived] = w.Unattributed.Received
+		totals[schema.LostReceived] = w.Unattributed.Received
 	}
 	for reason, n := range totals {
 		if _, err := s.st.addTotal.ExecContext(ctx, stream, reason, clamp(n)); err != nil {

@@ -1,0 +1,324 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/picosnitch/picosnitch/internal/daemon"
+	"github.com/picosnitch/picosnitch/internal/reader/query"
+	"github.com/picosnitch/picosnitch/internal/reader/report"
+)
+
+// asked are the flags that questions share.
+type asked struct {
+	file         string
+	since, until string
+	where        []string
+	utc          bool
+}
+
+func (a *asked) flags(c *cobra.Command) {
+	c.Flags().StringVar(&a.file, "file", "", "read this database instead of snitch.db in picosnitch's folder")
+	c.Flags().StringVar(&a.since, "since", "", "from this time: 2026-01-31, \"2026-01-31 15:04\", today, yesterday, or how long ago: 24h, 7d (default: everything)")
+	c.Flags().StringVar(&a.until, "until", "", "up to this time; the day of a date alone is included")
+	c.Flags().StringArrayVar(&a.where, "where", nil, "only what is so: exe=/usr/bin/curl, port!=443, \"domain~example\", name=a|b; may be given again, then all must hold")
+	c.Flags().BoolVar(&a.utc, "utc", false, "times and days of UTC instead of the local ones")
+}
+
+func (a *asked) read() (r query.Range, where []query.Filter, zone *time.Location, err error) {
+	zone = time.Local
+	if a.utc {
+		zone = time.UTC
+	}
+	now := time.Now().In(zone)
+	if a.since != "" {
+		t, err := report.ParseTime(a.since, now, false)
+		if err != nil {
+			return r, nil, nil, fmt.Errorf("%w: --since: %w", errUsage, err)
+		}
+		r.Since = t.Unix()
+	}
+	if a.until != "" {
+		t, err := report.ParseTime(a.until, now, true)
+		if err != nil {
+			return r, nil, nil, fmt.Errorf("%w: --until: %w", errUsage, err)
+		}
+		r.Until = t.Unix()
+		if r.Until <= r.Since {
+			return r, nil, nil, fmt.Errorf("%w: --until %q is not after --since %q", errUsage, a.until, a.since)
+		}
+	}
+	for _, s := range a.where {
+		f, err := query.ParseFilter(s)
+		if err != nil {
+			return r, nil, nil, fmt.Errorf("%w: --where: %w", errUsage, err)
+		}
+		where = append(where, f)
+	}
+	return r, where, zone, nil
+}
+
+// open opens what the questions go to.
+func (a *asked) open(ctx context.Context, env Env) (*query.Local, error) {
+	path := a.file
+	if path == "" {
+		place, err := daemon.FindPlace(env.Getenv)
+		if err != nil {
+			return nil, err
+		}
+		path = filepath.Join(place.Dir, "snitch.db")
+	}
+	l, err := query.OpenLocal(ctx, path, query.Options{})
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("%w: it is readable by root and by the group of the user whose folder it is in", err)
+	}
+	return l, err
+}
+
+func reportCommand(env Env) *cobra.Command {
+	var a asked
+	var by, period, format, order string
+	var limit int
+	var exact bool
+	c := &cobra.Command{
+		Use:   "report",
+		Short: "show who moved how much: by program, name, parent, domain, port, user, …",
+		Long: `Show who moved how much, by one of: ` + strings.Trim(fmt.Sprint(query.Dimensions()), "[]") + `.
+With --period, for each day, week or month of the local calendar. It needs no root and no running picosnitch.`,
+		Example: `  picosnitch report --since today
+  picosnitch report --by domain --where exe=/usr/bin/curl --since 7d
+  picosnitch report --by user --period month --format csv`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			r, where, zone, err := a.read()
+			if err != nil {
+				return err
+			}
+			q := query.Question{Where: where, Range: r, Limit: limit}
+			if by != "all" {
+				if q.By, err = query.ParseDimension(by); err != nil {
+					return fmt.Errorf("%w: --by: %w", errUsage, err)
+				}
+			}
+			orders := map[string]query.Order{"bytes": query.ByBytes, "sent": query.BySent, "received": query.ByReceived, "conns": query.ByConns}
+			var ok bool
+			if q.Order, ok = orders[order]; !ok {
+				return fmt.Errorf("%w: --order %q is none of bytes sent received conns", errUsage, order)
+			}
+			f, err := report.ParseFormat(format, report.Table, report.CSV, report.JSON)
+			if err != nil {
+				return fmt.Errorf("%w: --format: %w", errUsage, err)
+			}
+			steps := map[string]query.Step{"minute": query.Minute, "hour": query.Hour, "day": query.Day, "week": query.Week, "month": query.Month}
+			step, ok := steps[period]
+			if !ok && period != "" {
+				return fmt.Errorf("%w: --period %q is none of minute hour day week month", errUsage, period)
+			}
+			if limit < 1 || limit > query.MaxRows {
+				return fmt.Errorf("%w: --limit is %d: use 1 to %d", errUsage, limit, query.MaxRows)
+			}
+			ctx := c.Context()
+			l, err := a.open(ctx, env)
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			x := report.Context{By: q.By, Range: r, Zone: zone, Exact: exact, Label: userLabel()}
+			if x.Lost, err = l.Lost(ctx, r); err != nil {
+				return err
+			}
+			w := bufio.NewWriter(env.Stdout)
+			if period == "" {
+				answer, err := l.Totals(ctx, q)
+				if err != nil {
+					return questionError(err)
+				}
+				err = report.Totals(w, f, x, answer)
+				return errors.Join(err, w.Flush())
+			}
+			line, err := l.Timeline(ctx, q, step, zone)
+			if err != nil {
+				return questionError(err)
+			}
+			return errors.Join(report.Timeline(w, f, x, step, line), w.Flush())
+		},
+	}
+	a.flags(c)
+	c.Flags().StringVar(&by, "by", "exe", "what to sum up by, or all")
+	c.Flags().StringVar(&period, "period", "", "for each day, week or month (or hour, minute)")
+	c.Flags().StringVar(&format, "format", "table", "table, csv or json")
+	c.Flags().StringVar(&order, "order", "bytes", "greatest first by bytes, sent, received or conns")
+	c.Flags().IntVar(&limit, "limit", 20, "rows; the others are added up")
+	c.Flags().BoolVar(&exact, "exact", false, "whole numbers of bytes in the table, too")
+	return c
+}
+
+func questionError(err error) error {
+	if errors.Is(err, query.ErrQuestion) {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	return err
+}
+
+// userLabel shows a user's name beside the number.
+func userLabel() func(query.Dimension, string) string {
+	return func(by query.Dimension, value string) string {
+		if by == query.User {
+			if u, err := user.LookupId(value); err == nil {
+				return value + " (" + u.Username + ")"
+			}
+		}
+		return value
+	}
+}
+
+func exportCommand(env Env) *cobra.Command {
+	var a asked
+	var format, output string
+	c := &cobra.Command{
+		Use:   "export",
+		Short: "write single rows of the connection log as CSV or JSON lines",
+		Long: `Write the rows of the connection log, one a line, as CSV or JSON. The first 16 fields of CSV are those of conn.log. A text that a spreadsheet
+would take for a formula begins with an apostrophe there. It needs no root and no running picosnitch.`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			r, where, zone, err := a.read()
+			if err != nil {
+				return err
+			}
+			f, err := report.ParseFormat(format, report.CSV, report.JSON)
+			if err != nil {
+				return fmt.Errorf("%w: --format: %w", errUsage, err)
+			}
+			ctx := c.Context()
+			l, err := a.open(ctx, env)
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			to := env.Stdout
+			if output != "" && output != "-" {
+				file, err := os.OpenFile(output, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+				if errors.Is(err, os.ErrExist) {
+					return fmt.Errorf("%s exists already: export writes over nothing", output)
+				}
+				if err != nil {
+					return err
+				}
+				defer file.Close()
+				to = file
+			}
+			progress := newProgress(env, to)
+			w := bufio.NewWriterSize(to, 1<<16)
+			out := report.NewRecords(w, f, zone)
+			n := 0
+			err = l.Records(ctx, where, r, func(x *query.Record, done float64) error {
+				n++
+				progress.show(done, n)
+				return out.Write(x)
+			})
+			err = errors.Join(err, out.Close(), w.Flush())
+			progress.end(n)
+			if err == nil && to != env.Stdout {
+				err = to.(*os.File).Close()
+			}
+			return questionError(err)
+		},
+	}
+	a.flags(c)
+	c.Flags().StringVar(&format, "format", "csv", "csv or json (one object a line)")
+	c.Flags().StringVarP(&output, "output", "o", "", "write to this file, which must not exist yet, instead of standard output")
+	return c
+}
+
+// progress is a line on a terminal that says how far a long work is. It is silent where nobody could see it, or where it
+// would be among the output.
+type progress struct {
+	to   io.Writer // nil: silent
+	last time.Time
+}
+
+func newProgress(env Env, output io.Writer) *progress {
+	if !isTerminal(env.Stderr) || isTerminal(output) {
+		return &progress{}
+	}
+	return &progress{to: env.Stderr, last: time.Now()}
+}
+
+func (p *progress) show(done float64, rows int) {
+	if p.to == nil || rows%1024 != 0 || time.Since(p.last) < 200*time.Millisecond {
+		return
+	}
+	p.last = time.Now()
+	fmt.Fprintf(p.to, "\r%3.0f %%, %d rows\x1b[K", done*100, rows)
+}
+
+func (p *progress) end(rows int) {
+	if p.to != nil {
+		fmt.Fprintf(p.to, "\r%d rows\x1b[K\n", rows)
+	}
+}
+
+func dbCommand(env Env) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "db",
+		Short: "examine the database",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("there is no `picosnitch db %s`", args[0])
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, _ []string) error {
+			c.SetOut(env.Stderr)
+			c.Help()
+			return &codeError{ExitUsage, errQuiet}
+		},
+	}
+	var a asked
+	check := &cobra.Command{
+		Use:   "check",
+		Short: "check that the file is whole, and that all sums are the sums of the rows",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			ctx := c.Context()
+			l, err := a.open(ctx, env)
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			show := func(string, float64) {}
+			if isTerminal(env.Stderr) {
+				show = func(what string, done float64) { fmt.Fprintf(env.Stderr, "\r%s: %3.0f %%\x1b[K", what, done*100) }
+				defer fmt.Fprint(env.Stderr, "\r\x1b[K")
+			}
+			r, err := l.Check(ctx, show)
+			if err != nil {
+				return err
+			}
+			if isTerminal(env.Stderr) {
+				fmt.Fprint(env.Stderr, "\r\x1b[K")
+			}
+			for _, p := range r.Problems {
+				fmt.Fprintln(env.Stdout, p)
+			}
+			fmt.Fprintf(env.Stdout, "compared the sums of %d hours with %d rows, and those of %d days with their hours\n", r.Hours, r.RawRows, r.Days)
+			if len(r.Problems) > 0 {
+				return fmt.Errorf("the database is damaged: stop picosnitch and move snitch.db away; `sqlite3 snitch.db .recover` may save what is in it")
+			}
+			fmt.Fprintln(env.Stdout, "ok")
+			return nil
+		},
+	}
+	check.Flags().StringVar(&a.file, "file", "", "read this database instead of snitch.db in picosnitch's folder")
+	c.AddCommand(check)
+	return c
+}
