@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/recorder/flow"
 	"github.com/picosnitch/picosnitch/internal/recorder/known"
 	"github.com/picosnitch/picosnitch/internal/recorder/names"
 	"github.com/picosnitch/picosnitch/internal/recorder/notify"
@@ -46,6 +47,15 @@ func (r *recorder) feedTold(n notify.Notice) {
 		level = "error"
 	}
 	r.feedNotice(level, n.Title, strings.ReplaceAll(n.Body, "\n", "; "))
+}
+
+// takeModified takes in that the file of a program was written to.
+func (r *recorder) takeModified(m *event.Modified) {
+	by := ""
+	if p, known := r.processes.Program(m.By); known {
+		by = p.Executable.Path
+	}
+	r.known.Modified(flow.PrintablePath(m.Path), by, r.at)
 }
 
 // remote is with whom a flow is, for a notice.

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -62,6 +63,7 @@ type Options struct {
 	Logger   *slog.Logger             // nil: none
 	Zone     *time.Location           // of the times in conn.log, error.log and Live; nil: time.Local
 
+	Ways []notify.Way // ways out for notices, besides the desktop and the live feed
 	// Tool runs a tool of a package manager, to find out where files are from. nil: this is not the machine of the stream, and nobody is asked.
 	Tool origin.Tool
 }
@@ -167,6 +169,7 @@ func open(ctx context.Context, o Options) (*recorder, error) {
 		table:     flow.NewTable(maxRecords, o.Settings.LogAddresses),
 		names:     names.New(maxNames, o.Hosts),
 		ignore:    ignore,
+		ways:      slices.Clone(o.Ways),
 		totals:    make(map[string]uint64),
 		losses:    make(map[string]uint64),
 		batch:     1,
@@ -247,6 +250,8 @@ func (r *recorder) take(ev *event.Event, line []byte) {
 	case ev.Executable != nil:
 		r.takeExecutable(ev.Executable)
 		r.wantHash(ev.Executable)
+	case ev.Modified != nil:
+		r.takeModified(ev.Modified)
 	case ev.Flow != nil:
 		r.takeFlow(ev.Flow)
 	case ev.Name != nil:
@@ -254,7 +259,9 @@ func (r *recorder) take(ev *event.Event, line []byte) {
 		r.names.Learn(ev.Name)
 	case ev.Notice != nil:
 		if r.tell.allow("notice", r.at, maxNotices) {
-			r.write(flow.Printable(ev.Notice.Text), flow.Printable(ev.Notice.Hint))
+			text, hint := flow.Printable(ev.Notice.Text), flow.Printable(ev.Notice.Hint)
+			r.write(text, hint)
+			r.failure(ev.Notice.Level, text, hint)
 		}
 	case ev.Ledger != nil:
 		r.takeLedger(ev.Ledger)

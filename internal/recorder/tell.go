@@ -239,16 +239,26 @@ func (t *teller) answer(verdicts []origin.Verdict) {
 // not have changed.
 func judge(n *notify.Notice, v origin.Verdict) {
 	n.Origin = v.String()
+	if n.Kind == notify.Modified {
+		// What is there now is not known yet; but package managers put new files in place of old ones, they do not write to them.
+		n.Origin = ""
+		switch {
+		case v.Package != "" && v.State != origin.Conffile:
+			n.Kind = notify.Tampered
+			n.Hint = "if you did not do it: install package " + v.Package + " again, and find out who did"
+		case v.State == origin.Unowned:
+			n.Origin = v.String()
+		}
+		return
+	}
 	switch v.State {
 	case origin.Shipped:
 		if n.Kind == notify.Changed || n.Kind == notify.ChangedScript || n.Kind == notify.Tampered && n.Before != "" {
 			n.Kind = notify.Upgraded
 		}
 	case origin.Differs:
-		if n.Kind != notify.Modified {
-			n.Kind = notify.Tampered
-			n.Hint = "if you did not do it: install package " + v.Package + " again, and find out who did"
-		}
+		n.Kind = notify.Tampered
+		n.Hint = "if you did not do it: install package " + v.Package + " again, and find out who did"
 	}
 }
 
@@ -315,9 +325,9 @@ func (t *teller) pause() time.Duration {
 		until(keepEvery - now.Sub(t.kept))
 	}
 	for _, u := range t.asking {
-		if len(t.pending) > 0 {
-			until(originWait - now.Sub(t.askedAt))
-		} else {
+		if d := originWait - now.Sub(t.askedAt); len(t.pending) > 0 && d > 0 {
+			until(d)
+		} else if len(t.pending) == 0 {
 			until(u.next.Sub(now))
 		}
 		until(t.patience(now) - now.Sub(u.since))

@@ -66,7 +66,7 @@ func (k *Known) hashed(a awaited, w *waiting, at int64) {
 		}
 		n.Log = append(n.Log, k.log.line(at, sum, a.path, "(new hash)"))
 		if w.notice == nil && others > 0 {
-			w.notice = &notify.Notice{Kind: notify.Changed, At: at, Count: 1, Name: w.name, Path: a.path, Before: before}
+			w.notice = &notify.Notice{Kind: notify.Changed, At: at, Count: 1, Name: w.name, Path: a.path, Before: before, Place: w.place}
 			if w.exe != "" {
 				w.notice.Kind, w.notice.Path, w.notice.Script = notify.ChangedScript, w.exe, a.path
 			}
@@ -155,6 +155,33 @@ func (k *Known) Result(path, sum, result, verdict string, at int64) {
 	if n.Notice != nil {
 		k.o.Tell(n.Seq, *n.Notice)
 	}
+}
+
+// Modified takes in that a file was written to in place, by the program at a path ("": not known). Only what is known is worth a word. at
+// is the instant of the line of the stream that says so.
+func (k *Known) Modified(path, by string, at int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	w := written{path, at}
+	list, known := k.r.Executables[path]
+	if !known {
+		list, known = k.r.ParentExecutables[path]
+	}
+	if !known || slices.Contains(k.journal.done, w) {
+		return
+	}
+	name := ""
+	if len(list) > 0 {
+		name = list[0]
+	}
+	k.seq++
+	n := news{Seq: k.seq, Written: &w, Log: []string{k.log.line(at, name, path, "(modified)")}}
+	n.Notice = &notify.Notice{Kind: notify.Modified, At: at, Count: 1, Name: name, Path: path}
+	if by != "" {
+		n.Notice.Detail = "written to by " + by
+	}
+	k.commit(&n)
+	k.o.Tell(n.Seq, *n.Notice)
 }
 
 // Verdicts of Result.

@@ -21,15 +21,24 @@ type journal struct {
 	size  int64
 	state json.RawMessage           // the last one
 	open  map[uint64]*notify.Notice // that no state has taken in
+	done  []written                 // the last ones
+}
+
+func (j *journal) finish(w written) {
+	if len(j.done) >= maxDone {
+		j.done = slices.Delete(j.done, 0, 1)
+	}
+	j.done = append(j.done, w)
 }
 
 // maxJournal is the size at which the record is written early, in bytes.
 const maxJournal = 4 << 20
 
-// line is one line of the journal. Exactly one of News and State is set.
+// line is one line of the journal: News, State or Done.
 type line struct {
 	News  *news           `json:"news,omitempty"`
 	State json.RawMessage `json:"state,omitempty"` // notify.State
+	Done  []written       `json:"done,omitempty"`  // for a journal that starts anew
 	Took  []uint64        `json:"took,omitempty"`  // the notices that State has
 }
 
@@ -39,7 +48,18 @@ type news struct {
 	Entries []entry        `json:"entries,omitempty"`
 	Log     []string       `json:"log,omitempty"` // its lines in exe.log
 	Notice  *notify.Notice `json:"notice,omitempty"`
+	Written *written       `json:"written,omitempty"`
 }
+
+// written is a file that was written to in place, at the instant (ns since 1970) of its line in the stream: what comes a second
+// time after a restart is no news.
+type written struct {
+	Path string `json:"path"`
+	At   int64  `json:"at"`
+}
+
+// maxDone bounds what is remembered of them: more than a batch has.
+const maxDone = 1 << 7
 
 // entry is one addition to the record.
 type entry struct {
@@ -80,11 +100,17 @@ func (j *journal) read() ([]news, error) {
 			if l.News.Notice != nil {
 				j.open[l.News.Seq] = l.News.Notice
 			}
+			if l.News.Written != nil {
+				j.finish(*l.News.Written)
+			}
 		case l.State != nil:
 			j.state = l.State
 			for _, seq := range l.Took {
 				delete(j.open, seq)
 			}
+		}
+		for _, w := range l.Done {
+			j.finish(w)
 		}
 	}
 }
@@ -93,6 +119,9 @@ func (j *journal) read() ([]news, error) {
 func (j *journal) add(n *news) error {
 	if n.Notice != nil {
 		j.open[n.Seq] = n.Notice
+	}
+	if n.Written != nil {
+		j.finish(*n.Written)
 	}
 	return j.append(line{News: n})
 }
@@ -147,6 +176,9 @@ func (j *journal) restart() error {
 	var err error
 	if j.state != nil {
 		err = put(line{State: j.state})
+	}
+	if len(j.done) > 0 {
+		err = errors.Join(err, put(line{Done: j.done}))
 	}
 	for _, seq := range slices.Sorted(maps.Keys(j.open)) {
 		err = errors.Join(err, put(line{News: &news{Seq: seq, Notice: j.open[seq]}}))

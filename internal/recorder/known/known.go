@@ -25,7 +25,7 @@ const (
 	hashWait  = int64(30 * time.Second) // for how long a new program waits for its hash to be told with it
 
 	maxWaiting  = 1 << 12 // files whose hash is awaited
-	maxDone     = 1 << 10 // programs of which nothing is new
+	maxSettled  = 1 << 10 // programs of which nothing is new
 	maxOverflow = 1 << 17 // things that found the record full
 	maxUnlogged = 1 << 12 // lines that could not be written to exe.log
 	maxCurrent  = 1 << 14 // executables whose last hash is remembered
@@ -78,6 +78,7 @@ type waiting struct {
 	notice *notify.Notice // nil: it was told already, or there is nothing to tell but a change
 	name   string         // what to tell of a change
 	exe    string         // of a script: its interpreter
+	place  string
 }
 
 // Open reads record.json, takes over one of picosnitch 0.11, and brings it up to date from the journal. A damaged one is set aside

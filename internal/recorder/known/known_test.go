@@ -246,6 +246,30 @@ func TestTakeOver(t *testing.T) {
 	}
 }
 
+// TestModified: once, also when the recorder is killed and the batch comes again.
+func TestModified(t *testing.T) {
+	b := newBench(t)
+	b.seen(program("/usr/bin/curl", "curl", 1, program("/usr/bin/bash", "bash", 2, nil)))
+	b.told = nil
+	for range 3 {
+		b.k.Modified("/usr/bin/curl", "/usr/bin/vi", b.at)
+		b.k.Modified("/usr/bin/bash", "", b.at)
+		b.k.Modified("/usr/bin/never-on-the-network", "", b.at)
+		b.k.Tick(b.at + 60*second)
+		b.kill()
+	}
+	if d := cmp.Diff("modified /usr/bin/curl \nmodified /usr/bin/bash ", b.kinds()); d != "" {
+		t.Error(d)
+	}
+	if n := strings.Count(b.log(), "curl             /usr/bin/curl (modified)\n"); n != 1 || b.told[0].Detail != "written to by /usr/bin/vi" {
+		t.Errorf("%d lines, %+v", n, b.told[0])
+	}
+	b.k.Modified("/usr/bin/curl", "/usr/bin/vi", b.at+1)
+	if len(b.told) != 3 {
+		t.Error("a second time is not told")
+	}
+}
+
 func TestDamaged(t *testing.T) {
 	for name, content := range map[string]string{
 		"empty":       "",

@@ -3,6 +3,7 @@ package known
 import (
 	"strings"
 
+	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
 	"github.com/picosnitch/picosnitch/internal/recorder/notify"
 )
@@ -16,7 +17,7 @@ func (k *Known) Seen(p *flow.Program, at int64, remote func() string) {
 	settled := k.look(p, at, remote)
 	k.mu.Unlock()
 	if settled {
-		if len(k.done) >= maxDone {
+		if len(k.done) >= maxSettled {
 			clear(k.done)
 		}
 		k.done[p] = struct{}{}
@@ -37,7 +38,7 @@ func (k *Known) look(p *flow.Program, at int64, remote func() string) bool {
 	newExe := strings.Contains(why, "exe")
 	script := ""
 	newScript := false
-	if p.Script != nil && p.Script.Path != "" {
+	if p.Script != nil && strings.HasPrefix(p.Script.Path, "/") { // the name of a module is no file
 		script = p.Script.Path
 		_, known := k.r.Executables[script]
 		if k.meet(&n, names, executables, name, script); !known {
@@ -69,7 +70,7 @@ func (k *Known) look(p *flow.Program, at int64, remote func() string) bool {
 		about, digest = &notify.Notice{Kind: notify.NewParent, Name: parent.Name, Path: parentPath, Detail: "it started " + exe}, parent.Executable.Digest
 	}
 	if about != nil {
-		about.At, about.Count, about.Remote = at, 1, remote()
+		about.At, about.Count, about.Remote, about.Place = at, 1, remote(), place(p)
 		k.seq++
 		n.Seq, n.Notice = k.seq, about
 	}
@@ -90,7 +91,7 @@ func (k *Known) look(p *flow.Program, at int64, remote func() string) bool {
 		if f.digest == nil || f.path == "" {
 			continue
 		}
-		w := &waiting{since: at, name: f.name, exe: f.exe}
+		w := &waiting{since: at, name: f.name, exe: f.exe, place: place(p)}
 		if about != nil && f.digest == digest {
 			w.seq, w.notice = n.Seq, about
 			about = nil
@@ -98,6 +99,18 @@ func (k *Known) look(p *flow.Program, at int64, remote func() string) bool {
 		settled = k.await(awaited{f.digest, f.path}, w, at) && settled
 	}
 	return settled
+}
+
+// place is where a program runs, if it is a place with files of its own, or a service.
+func place(p *flow.Program) string {
+	if p.Place == nil {
+		return ""
+	}
+	switch p.Place.Kind {
+	case event.PlaceContainer, event.PlaceApp, event.PlaceService:
+		return p.Place.Label()
+	}
+	return ""
 }
 
 func scriptDigest(p *flow.Program) *flow.Digest {

@@ -16,7 +16,7 @@ const (
 	ChangedScript Kind = "changed-script"
 
 	Tampered   Kind = "tampered"   // a known file changed, and is not what its package ships
-	Modified   Kind = "modified"   // the file of a running program was written to
+	Modified   Kind = "modified"   // the file of a known program was written to in place
 	Suspicious Kind = "suspicious" // VirusTotal knows the file as suspicious or malicious
 	Loss       Kind = "loss"       // something could not be seen, kept or resolved
 	Failure    Kind = "failure"    // something else of picosnitch itself went wrong
@@ -62,7 +62,7 @@ func Kinds() []Form {
 		{Kind: Changed, One: "Program changed", Many: "%d programs changed", Where: "exe.log has them all", Urgency: Normal, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: ChangedScript, One: "Script changed", Many: "%d scripts changed", Where: "exe.log has them all", Urgency: Normal, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Tampered, One: "Program is not what its package ships", Many: "%d programs are not what their packages ship", Where: "exe.log has them all", Urgency: Critical, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
-		{Kind: Modified, One: "Program modified while it runs", Many: "%d programs modified while they run", Where: "exe.log has them all", Urgency: Critical, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
+		{Kind: Modified, One: "Program modified in place", Many: "%d programs modified in place", Where: "exe.log has them all", Urgency: Normal, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Failure, One: "picosnitch needs attention", Many: "picosnitch needs attention: %d messages", Where: "see error.log", Plain: true, Urgency: Normal, Always: true, Rest: time.Hour, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Loss, One: "picosnitch lost something", Many: "picosnitch lost something, for %d reasons", Where: "see error.log", Plain: true, Urgency: Normal, Always: true, Rest: time.Hour, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Suspicious, One: "VirusTotal: suspicious", Many: "VirusTotal: %d suspicious files", Where: "exe.log has them all", Urgency: Critical, Loud: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},

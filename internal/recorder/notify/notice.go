@@ -28,6 +28,7 @@ type Notice struct {
 	Script string `json:"script,omitempty"` // path of the script
 	Parent string `json:"parent,omitempty"` // path of the parent's executable
 
+	Place  string `json:"place,omitempty"`  // container, app or service that the program runs in
 	Before string `json:"before,omitempty"` // sha256 that the file had before
 	Remote string `json:"remote,omitempty"` // with whom the program talked when it was noticed
 	Origin string `json:"origin,omitempty"` // which package the file is from and whether it still matches, in words
@@ -125,6 +126,7 @@ func (n *Notice) lines() []string {
 	} else {
 		add("%s", n.Path)
 	}
+	add("in %s", n.Place)
 	add("%s", n.Origin)
 	add("with %s", n.Remote)
 	add("started by %s", n.Parent)
