@@ -35,6 +35,14 @@ test-unprivileged: ## test what needs no root: replay, config, command line, sha
 coverage: ## play every scenario here and in guests, three times, and write docs/coverage.md
 	$(SUDO) env PATH="$(PATH)" $(GO) run ./test/coverage/cover page
 
+.PHONY: kernels
+kernels: ## run on the kernels of distributions in emulated machines, and write docs/kernel-support.md (about an hour)
+	$(SUDO) env PATH="$(PATH)" $(GO) run ./test/kernels -docs docs
+
+.PHONY: kernels-fast
+kernels-fast: ## load and a dozen scenarios on each of those kernels (about five minutes)
+	$(SUDO) env PATH="$(PATH)" $(GO) run ./test/kernels -fast -arm64 ""
+
 .PHONY: bench
 bench: build ## measure the cost of the monitor: time per operation with it on over off
 	$(SUDO) env PATH="$(PATH)" $(GO) run ./test/bench

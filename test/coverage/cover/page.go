@@ -142,10 +142,10 @@ func inGuest(ctx context.Context, b lab.Builder, o options, name string) (page.R
 		return r, err
 	}
 	result, err := l.Run(ctx, lab.Guest{
-		Kernel: l.Kernels[0], Init: init, Retry: true, Memory: 2048, Modules: modules(),
+		Kernel: l.Kernels[0], Init: init, Retry: true, Memory: 4096, Modules: modules(),
 		Files: map[string]string{"/picosnitch": o.Picosnitch, "/generate": o.Generate, "/cover": cover},
 		Steps: []lab.Step{{
-			Name: "play", Limit: time.Duration(o.trials) * 10 * time.Minute,
+			Name: "play", Limit: time.Duration(o.trials) * 10 * time.Minute, Env: []string{"GENERATE_PATIENCE=1m"},
 			Args: []string{
 				"/cover", "play", "-picosnitch", "/picosnitch", "-generate", "/generate", "-machine", "guest", "-within", "90s",
 				"-trials", fmt.Sprint(o.trials), "-only", o.only, "-hooks", o.Hooks, fmt.Sprintf("-v=%t", o.verbose), "-out", "/out/report.json",

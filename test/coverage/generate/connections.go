@@ -97,7 +97,7 @@ func urgentServer(r *role) {
 			got += n
 			normal += uint64(n)
 		}
-		for until := time.Now().Add(patience); ; {
+		for until := time.Now().Add(patience()); ; {
 			n, err := recv(fd, buf[:1], unix.MSG_OOB)
 			if err == nil {
 				urgent += uint64(n)

@@ -136,7 +136,7 @@ func nbd(r *role) {
 
 // openDisk waits until the disk has its size, which comes with the connection.
 func openDisk(path string, size int64) *os.File {
-	for until := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+	for until := time.Now().Add(patience()); ; time.Sleep(20 * time.Millisecond) {
 		disk, err := os.Open(path)
 		check("open disk", err)
 		if n, err := disk.Seek(0, io.SeekEnd); err == nil && n == size {

@@ -18,7 +18,7 @@ import (
 )
 
 // deadline bounds a whole scenario.
-const deadline = 120 * time.Second
+func deadline() time.Duration { return 8 * patience() }
 
 // scenario is one way of moving bytes.
 type scenario struct {
@@ -58,7 +58,7 @@ func main() {
 	if i < 0 {
 		fail("find scenario", fmt.Errorf("%q is none of those that `generate list` prints", os.Args[1]))
 	}
-	time.AfterFunc(deadline, func() { fail(os.Args[1], fmt.Errorf("not done after %v", deadline)) })
+	time.AfterFunc(deadline(), func() { fail(os.Args[1], fmt.Errorf("not done after %v", deadline())) })
 	st := newStage(os.Args[1], os.Args[2])
 	scenarios()[i].run(st)
 	st.finish()

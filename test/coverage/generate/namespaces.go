@@ -118,7 +118,7 @@ func settle(addr string) {
 	if to.Addr().Is6() {
 		family = unix.AF_INET6
 	}
-	for until := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+	for until := time.Now().Add(patience()); ; time.Sleep(5 * time.Millisecond) {
 		fd := open(family, unix.SOCK_STREAM, 0)
 		err := unix.Connect(fd, sockaddr(to))
 		unix.Close(fd)

@@ -11,7 +11,7 @@ import (
 
 // waitQueued waits until n bytes can be read.
 func waitQueued(fd, n int) {
-	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience()); ; time.Sleep(time.Millisecond) {
 		have, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
 		check("ask for queued bytes", err)
 		if have >= n {
@@ -26,7 +26,7 @@ func waitQueued(fd, n int) {
 // waitReset waits until the connection is over.
 func waitReset(fd int) {
 	poll := []unix.PollFd{{Fd: int32(fd)}}
-	n, err := again(func() (int, error) { return unix.Poll(poll, int(patience.Milliseconds())) })
+	n, err := again(func() (int, error) { return unix.Poll(poll, int(patience().Milliseconds())) })
 	check("wait for reset", err)
 	if n == 0 {
 		fail("wait for reset", fmt.Errorf("none came"))

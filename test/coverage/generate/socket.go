@@ -3,13 +3,19 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// patience bounds one blocking call on a socket.
-const patience = 15 * time.Second
+// patience bounds one blocking call on a socket. Emulated machines need more, which GENERATE_PATIENCE says.
+func patience() time.Duration {
+	if d, err := time.ParseDuration(os.Getenv("GENERATE_PATIENCE")); err == nil {
+		return d
+	}
+	return 15 * time.Second
+}
 
 // open makes a socket whose calls cannot block for ever.
 func open(family, kind, proto int) int {
@@ -36,7 +42,7 @@ func (r *role) open(kind int) int {
 }
 
 func bound(fd int) {
-	tv := unix.NsecToTimeval(int64(patience))
+	tv := unix.NsecToTimeval(int64(patience()))
 	check("set receive timeout", unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv))
 	check("set send timeout", unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv))
 }

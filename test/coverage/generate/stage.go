@@ -195,14 +195,3 @@ func (s *stage) finish() {
 	check("encode claims", err)
 	fmt.Println(string(b))
 }
-
-// command runs a program of the system, as ip(8).
-func command(args ...string) {
-	path, err := exec.LookPath(args[0])
-	if err != nil {
-		lack("program needed", err.Error())
-	}
-	if out, err := exec.Command(path, args[1:]...).CombinedOutput(); err != nil {
-		fail(strings.Join(args, " "), fmt.Errorf("%w: %s", err, out))
-	}
-}

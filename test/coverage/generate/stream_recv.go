@@ -182,7 +182,7 @@ func recvZerocopy(fd int, buf []byte) uint64 {
 	var got uint64
 	for {
 		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		_, err := again(func() (int, error) { return unix.Poll(poll, int(patience.Milliseconds())) })
+		_, err := again(func() (int, error) { return unix.Poll(poll, int(patience().Milliseconds())) })
 		check("poll", err)
 		z := zerocopyReceive{address: uint64(uintptr(unsafe.Pointer(&area[0]))), length: window}
 		z.copyAddress, z.copyLength = uint64(uintptr(unsafe.Pointer(&buf[0]))), int32(len(buf))

@@ -66,11 +66,11 @@ func (r *Report) Add(machine Machine, run suite.Run) {
 	m.Trials++
 	m.PSS = run.Cost.PSS
 	for _, s := range run.Scenarios {
-		r.add(m, s)
+		r.add(m, s, run.Status.Lost["skipped"])
 	}
 }
 
-func (r *Report) add(m *Machine, s suite.Scenario) {
+func (r *Report) add(m *Machine, s suite.Scenario, skipped uint64) {
 	at := slices.IndexFunc(r.Rows, func(x Row) bool { return x.ID == s.Name && x.Kernel == m.Kernel && x.HookSet == m.HookSet })
 	if at < 0 {
 		at = len(r.Rows)
@@ -99,7 +99,11 @@ func (r *Report) add(m *Machine, s suite.Scenario) {
 		x.Equal++
 	} else if x.Result != Failed {
 		x.Result = Differs
-		x.Reason = cmp.Or(x.Reason, told(s.Differences))
+		reason := told(s.Differences)
+		if skipped > 0 {
+			reason = fmt.Sprintf("the kernel skipped %d runs of the hooks, which picosnitch counted and told as lost: ", skipped) + reason
+		}
+		x.Reason = cmp.Or(x.Reason, reason)
 	}
 	if x.Result == Equal {
 		x.Reason = t.Note

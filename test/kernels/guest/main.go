@@ -6,6 +6,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -166,7 +167,7 @@ func (t *teller) run(s lab.Step) {
 	}
 	cmd := exec.Command(s.Args[0], s.Args[1:]...)
 	cmd.Stdout, cmd.Stderr = w, w
-	cmd.Dir = "/root"
+	cmd.Dir = cmp.Or(s.Dir, "/root")
 	cmd.Env = append(os.Environ(), s.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -198,7 +199,7 @@ func (t *teller) run(s lab.Step) {
 		time.Sleep(2 * time.Second)
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 	})
-	err = cmd.Wait()
+	_ = cmd.Wait() // how it ended is in its state
 	limit.Stop()
 	syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 	select {

@@ -19,7 +19,7 @@ type Builder struct {
 
 // Program compiles a program and returns its path.
 func (b Builder) Program(ctx context.Context, pkg string) (string, error) {
-	return b.run(ctx, filepath.Base(pkg), pkg, "build", "-trimpath")
+	return b.run(ctx, filepath.Base(pkg), pkg, "build", "-trimpath", "-ldflags=-s -w")
 }
 
 // Test compiles the tests of a package and returns the path, or "" if the package has none.

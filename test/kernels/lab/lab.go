@@ -74,6 +74,7 @@ type Step struct {
 	Name  string        `json:"name"`
 	Args  []string      `json:"args"` // the program first, as the guest sees it
 	Env   []string      `json:"env,omitempty"`
+	Dir   string        `json:"dir,omitempty"` // "" is /root
 	Limit time.Duration `json:"limit"`
 }
 

@@ -1,0 +1,269 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/picosnitch/picosnitch/test/coverage/page"
+	"github.com/picosnitch/picosnitch/test/kernels/lab"
+)
+
+// Hook is one line of `picosnitch doctor --json`.
+type Hook struct {
+	Name     string `json:"name"`
+	Attached bool   `json:"attached"`
+	Waits    bool   `json:"waits,omitempty"`
+	Cost     string `json:"cost,omitempty"`
+	Error    string `json:"error,omitempty"`
+}
+
+// Test is one test, or all of a package that pass.
+type Test struct {
+	Package string   `json:"package"`
+	Passed  int      `json:"passed"`
+	Failed  []string `json:"failed,omitempty"`
+	Skipped []string `json:"skipped,omitempty"` // with the reason
+}
+
+// Fault is what test/kernels/faults found.
+type Fault struct {
+	Name   string        `json:"name"`
+	Starts bool          `json:"starts"`
+	Code   int           `json:"code"`
+	Said   string        `json:"said"`
+	Equal  string        `json:"equal"`
+	CPU    time.Duration `json:"cpu"`
+	OK     bool          `json:"ok"`
+	Why    string        `json:"why,omitempty"`
+}
+
+// Result is one kernel.
+type Result struct {
+	Name     string        `json:"name"`
+	Arch     string        `json:"arch"`
+	Release  string        `json:"release"`
+	QEMU     string        `json:"qemu"`
+	Boot     time.Duration `json:"boot"`
+	Took     time.Duration `json:"took"`
+	Steps    []string      `json:"steps"` // and how long each took, in the guest's time
+	HookSet  string        `json:"hook_set"`
+	Hooks    []Hook        `json:"hooks,omitempty"`
+	SelfTest string        `json:"self_test"`
+	Tests    []Test        `json:"tests,omitempty"`
+	Coverage []page.Row    `json:"coverage,omitempty"`
+	PSS      int64         `json:"pss_bytes"`
+	Faults   []Fault       `json:"faults,omitempty"`
+	Missing  []string      `json:"missing_modules,omitempty"`
+	Problems []string      `json:"problems,omitempty"` // why it is not right
+}
+
+// OK reports whether everything that ran is right.
+func (r *Result) OK() bool { return len(r.Problems) == 0 }
+
+func (r *Result) problem(format string, args ...any) {
+	r.Problems = append(r.Problems, fmt.Sprintf(format, args...))
+}
+
+// dozen are the scenarios of the fast matrix: one for each way in which hook sets differ.
+func dozen() []string {
+	return strings.Fields("s01-tcp-down s04-udp-both-ways s05-icmp-echo s10-raw-253 s12-af-packet s13-io-uring-up s14-sendfile s15-sendmmsg s16-loopback s22-splice-down" +
+		" s24-udp6 mptcp-up sctp-both tcp-to-peek udp-to-recv process-fork")
+}
+
+func (r *Result) run(ctx context.Context, o options, l *lab.Lab, p programs, k lab.Kernel) {
+	slow := time.Duration(1)
+	if k.Arch == "arm64" {
+		slow = 3
+	}
+	var steps []lab.Step
+	if !o.fast { // the fast matrix loads hooks as seldom as it can: it takes most of the time
+		steps = append(steps, lab.Step{Name: "doctor", Args: []string{"/picosnitch", "doctor", "--json"}, Limit: slow * 2 * time.Minute})
+	}
+	for _, pkg := range p.tests {
+		dir := "/tests/" + pkg
+		steps = append(steps, lab.Step{Name: pkg, Dir: dir, Args: []string{dir + "/run", "-test.v", "-test.run", testsOf(o.fast)}, Env: []string{"TMPDIR=/tmp"}, Limit: slow * 5 * time.Minute})
+	}
+	only := o.only
+	if only == "" && (o.fast || k.Arch == "arm64") {
+		only = strings.Join(dozen(), "|")
+	}
+	steps = append(steps, lab.Step{Name: "coverage", Limit: slow * 15 * time.Minute, Env: []string{"GENERATE_PATIENCE=" + (slow * time.Minute).String()}, Args: []string{
+		"/cover", "play", "-picosnitch", "/picosnitch", "-generate", "/generate", "-machine", "guest", "-within", (slow * 90 * time.Second).String(), "-only", only, "-out", "/out/coverage.json",
+	}})
+	if !o.fast && k.Arch == "amd64" {
+		steps = append(steps, lab.Step{Name: "faults", Limit: 15 * time.Minute, Args: []string{"/faults", "run", "/picosnitch", "/faulty", "/generate", "/out/faults.json"}})
+	}
+	got, err := l.Run(ctx, lab.Guest{
+		Kernel: k, Init: p.init, Retry: true, Memory: 4096, Files: p.files, Steps: steps,
+		Modules: strings.Fields("veth dummy overlay loop tun sctp tls vsock_loopback nbd nfsv4 fuse"),
+	}, nil)
+	r.QEMU, r.Boot, r.Took, r.Missing = got.QEMU, got.Boot, got.Took, got.Missing
+	if o.kept != "" {
+		if e := keep(filepath.Join(o.kept, k.Release), got); e != nil {
+			r.problem("keep: %v", e)
+		}
+	}
+	if err != nil {
+		r.problem("%v", err)
+	}
+	for _, s := range steps {
+		if took := got.Outcomes[s.Name].Took; took > 0 {
+			r.Steps = append(r.Steps, fmt.Sprintf("%s %v", s.Name, took.Round(time.Second)))
+		}
+	}
+	r.read(o, got, p)
+}
+
+// keep writes everything that a guest said to a folder.
+func keep(dir string, got lab.Result) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	files := map[string]string{"console": got.Console}
+	for name, o := range got.Outcomes {
+		files[strings.ReplaceAll(name, "/", "-")] = o.Output
+	}
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read turns what the steps said into the result.
+func (r *Result) read(o options, got lab.Result, p programs) {
+	var d struct {
+		HookSet  string `json:"hook_set"`
+		Hooks    []Hook `json:"hooks"`
+		SelfTest []struct {
+			Name string `json:"name"`
+			OK   bool   `json:"ok"`
+		} `json:"self_test"`
+	}
+	out := got.Outcomes["doctor"].Output
+	if i := strings.Index(out, "{"); i >= 0 {
+		_ = json.NewDecoder(strings.NewReader(out[i:])).Decode(&d) // what is missing then is told below
+	}
+	r.HookSet, r.Hooks = d.HookSet, d.Hooks
+	if d.HookSet == "" && !o.fast {
+		r.problem("no hook set: %s", oneLine(out))
+	}
+	r.SelfTest = "ok"
+	for _, s := range d.SelfTest {
+		if !s.OK {
+			r.SelfTest = s.Name
+			r.problem("self test: %s", s.Name)
+		}
+	}
+	for _, pkg := range p.tests {
+		t := readTests(pkg, got.Outcomes[pkg])
+		r.Tests = append(r.Tests, t)
+		for _, f := range t.Failed {
+			r.problem("test %s: %s", pkg, f)
+		}
+	}
+	var report page.Report
+	if err := json.Unmarshal(got.Files["coverage.json"], &report); err != nil {
+		r.problem("coverage: %s", oneLine(cmp.Or(got.Outcomes["coverage"].Output, "did not run")))
+	}
+	for _, m := range report.Machines {
+		r.PSS, r.HookSet = m.PSS, m.HookSet
+	}
+	page.Sort(report.Rows)
+	r.Coverage = report.Rows
+	for _, b := range page.Bad(report.Rows) {
+		r.problem("coverage: %s", b)
+	}
+	if _, ok := got.Outcomes["faults"]; ok {
+		if err := json.Unmarshal(got.Files["faults.json"], &r.Faults); err != nil {
+			r.problem("faults: %s", oneLine(cmp.Or(got.Outcomes["faults"].Output, "did not run")))
+		}
+		for _, f := range r.Faults {
+			if !f.OK {
+				r.problem("fault %q: %s; it said: %s", f.Name, f.Why, f.Said)
+			}
+		}
+	}
+}
+
+func oneLine(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if r := []rune(s); len(r) > 500 {
+		s = "…" + string(r[len(r)-500:])
+	}
+	return s
+}
+
+// readTests reads the output of a Go test. Only tests at the top are counted.
+func readTests(pkg string, o lab.Outcome) Test {
+	t := Test{Package: pkg}
+	var said []string
+	lines := strings.Split(o.Output, "\n")
+	for i, line := range lines {
+		name, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "--- "), " (")
+		switch {
+		case strings.HasPrefix(line, "--- PASS: "):
+			t.Passed++
+		case strings.HasPrefix(line, "--- FAIL: "):
+			t.Failed = append(t.Failed, strings.TrimPrefix(name, "FAIL: ")+": "+oneLine(strings.Join(reason(lines, i, said), " ")))
+		case strings.HasPrefix(line, "--- SKIP: "):
+			t.Skipped = append(t.Skipped, strings.TrimPrefix(name, "SKIP: ")+": "+oneLine(strings.Join(reason(lines, i, said), " ")))
+		case strings.HasPrefix(line, "=== RUN"):
+			said = nil
+		case strings.HasPrefix(line, "    "):
+			said = append(said, line)
+		}
+	}
+	if o.Code != 0 && len(t.Failed) == 0 {
+		t.Failed = []string{fmt.Sprintf("exit code %d, timed out %t: %s", o.Code, o.TimedOut, oneLine(o.Output))}
+	}
+	return t
+}
+
+// reason is what a test said: before its verdict, or, if it has subtests, after.
+func reason(lines []string, verdict int, said []string) []string {
+	for _, line := range lines[verdict+1:] {
+		if !strings.HasPrefix(line, "    ") {
+			break
+		}
+		said = append(said, line)
+	}
+	return slices.Clone(said)
+}
+
+// tell writes the result for people.
+func (r *Result) tell(w io.Writer) {
+	state := "ok"
+	if !r.OK() {
+		state = "NOT RIGHT"
+	}
+	passed, skippedTests := 0, 0
+	for _, t := range r.Tests {
+		passed += t.Passed
+		skippedTests += len(t.Skipped)
+	}
+	fmt.Fprintf(w, "%s %s (%s): %s: hook set %q, self test %s, %d tests passed, %d skipped; %s; %d faults; %v (%s)\n", r.Release, r.Arch, r.QEMU, state, r.HookSet, r.SelfTest,
+		passed, skippedTests, page.Summary(r.Coverage), len(r.Faults), r.Took.Round(time.Second), strings.Join(r.Steps, ", "))
+	for _, p := range r.Problems {
+		fmt.Fprintf(w, "    %s\n", p)
+	}
+	for _, t := range r.Tests {
+		for _, s := range t.Skipped {
+			fmt.Fprintf(w, "    skipped: %s %s\n", t.Package, s)
+		}
+	}
+	for _, x := range r.Coverage {
+		if x.Result == page.Lacks {
+			fmt.Fprintf(w, "    skipped: %s: this kernel lacks it: %s\n", x.ID, x.Reason)
+		}
+	}
+}
