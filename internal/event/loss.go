@@ -27,6 +27,7 @@ const (
 	LostProcess    = "process"     // flows whose program was not known any more
 	LostDigest     = "digest"      // executables that could not be hashed
 	LostOpened     = "opened"      // executed files of which no descriptor could be had
+	LostScript     = "script"      // scripts whose file was not found
 	LostArgv       = "argv"        // programs whose arguments could not be read
 	LostTable      = "table"       // running programs that the full process table forgot
 	LostQueue      = "queue"       // lines that a bounded queue dropped while no recorder was there
@@ -52,6 +53,7 @@ func Losses() []Loss {
 		{Key: LostPeer, Text: "datagrams without a known remote address (bytes and program are right)", Hint: "nothing to do: the program did not ask for the address", Detail: true, Quiet: true},
 		{Key: LostBaseline, Text: "TCP sockets older than picosnitch that were met late (what they received before may be included)", Hint: "nothing to do: they close in time", Detail: true},
 		{Key: LostOpened, Text: "executed files that could not be kept open until it was known whether their hash is wanted", Hint: "raise \"Set RLIMIT_NOFILE\"", Detail: true},
+		{Key: LostScript, Text: "scripts without a hash, because their file was not found as it was at the start (the interpreter's is right)", Hint: "nothing to do: `reason` in the table executables says why", Detail: true, Quiet: true},
 		{Key: LostDigest, Text: "executables that could not be hashed", Hint: "see error.log for which and why", Detail: true},
 	}
 }

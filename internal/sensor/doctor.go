@@ -54,6 +54,7 @@ func Doctor(ctx context.Context, o Options) (Report, error) {
 	}
 	r.Hooks = append(l.hooks.State(), l.executed.state()...)
 	defer l.executed.close()
+	defer l.who.stop()
 	if err == nil {
 		r.HookSet = l.hooks.Set()
 		l.self = newSelfTest(uint32(os.Getpid()), o.Bandwidth)

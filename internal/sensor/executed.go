@@ -318,7 +318,7 @@ func (l *loop) sweepExecuted(now time.Time) {
 	if len(x.files) > 0 {
 		for id := range l.table.Live() {
 			if p, ok := l.table.Resolve(id); ok {
-				runs[p.File] = true
+				runs[p.File], runs[p.ScriptFile] = true, true
 			}
 		}
 	}

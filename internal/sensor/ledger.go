@@ -22,6 +22,7 @@ type ledger struct {
 	argvLost   uint64
 	evicted    uint64
 	opened     uint64 // descriptors of executables that could not be had
+	scripts    uint64 // scripts whose file was not found
 	modified   uint64 // executables that somebody wrote to
 }
 
@@ -105,6 +106,7 @@ func (t *ledger) event(batch uint64, out outlet.Stats, digests digest.Stats) eve
 		event.LostArgv:     t.argvLost,
 		event.LostTable:    t.evicted,
 		event.LostOpened:   t.opened,
+		event.LostScript:   t.scripts,
 	} {
 		if n > 0 {
 			e.Lost[key] = n

@@ -32,6 +32,7 @@ type Options struct {
 	HookSet   string        // "" for the best that works
 	Interval  time.Duration // between drains; 0 is one second
 	Logger    *slog.Logger
+	root      string            // before the paths of container engines' files: for tests
 	OnReady   func(event.Hello) // called once, when the hooks are on and the self-test is done
 	// Connect starts a recorder and returns the sensor's end of its stream. Called again, with back-off, when the stream ends.
 	Connect func(ctx context.Context) (io.ReadWriteCloser, error)
@@ -45,8 +46,6 @@ const (
 	// digestWait is how long a batch waits for executables that are met for the first time, lastDigestWait the last one.
 	digestWait     = 500 * time.Millisecond
 	lastDigestWait = 3 * time.Second
-	// packetIdle is how long the packet hooks stay on without being used.
-	packetIdle = time.Minute
 )
 
 // ErrHooks is returned, wrapped with what to do, when the kernel does not let us in.
@@ -64,16 +63,11 @@ type loop struct {
 	stream   *stream
 	tally    ledger
 	executed executed
+	who      who
 	self     *selfTest // flows of our own process, while the self-test runs
 	packets  packets
 	batch    uint64
 	told     map[string]time.Time // notices, by text, when last told
-}
-
-type packets struct {
-	wanted, on bool
-	used       uint64
-	since      time.Time // when used last changed
 }
 
 // Run watches until ctx is done, then flushes everything through the recorder.
@@ -84,6 +78,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer l.hooks.Close()
 	defer l.executed.close()
+	defer l.who.stop()
 
 	hello, err := l.start(ctx)
 	if err != nil {
@@ -134,6 +129,8 @@ func newLoop(o Options) (*loop, error) {
 	}
 	l.openExecuted()
 	l.digester = digest.New(digest.Options{Queue: l.executed.limit})
+	l.who = newWho()
+	l.who.names.Root = o.root
 	l.stream = newStream()
 	l.out = outlet.New(o.Connect, l.stream.preamble, l.stream.recorderFailed, o.Logger)
 	return l, nil
@@ -175,7 +172,10 @@ func (l *loop) found() error {
 			p.Argv, p.ArgvCut, err = l.proc.Cmdline(p.ID.PID)
 			if now, gone := l.proc.ID(p.ID.PID); err != nil || gone != nil || !procfs.SameProcess(now, p.ID) {
 				p.Argv, p.ArgvCut = nil, true // it ended meanwhile, and the number may be another's
+			} else {
+				p.Preload, p.PreloadCut = l.proc.Preload(p.ID.PID)
 			}
+			l.describe(&p)
 		}
 		l.table.Found(p)
 		if l.o.EveryExe && !p.Kernel {
@@ -253,6 +253,7 @@ func (l *loop) run(ctx context.Context) error {
 // tick drains everything and closes a batch.
 func (l *loop) tick() {
 	l.notices()
+	l.tickWho(time.Now())
 	l.drainWatch()
 	l.sweepExecuted(time.Now())
 	for _, id := range l.table.Sweep(time.Now().UnixNano()) {
@@ -331,6 +332,7 @@ func (l *loop) Exec(p event.Process) {
 	if p.ArgvCut && len(p.Argv) == 0 {
 		l.tally.argvLost++
 	}
+	l.describe(&p)
 	l.table.Exec(p)
 	l.elsewhere(&p)
 	l.executed.fresh = append(l.executed.fresh, p)
@@ -345,30 +347,6 @@ func (l *loop) Exit(id event.ProcessID) { l.table.Exit(id) }
 // WantPacket implements kernel.Handler.
 func (l *loop) WantPacket() { l.packets.wanted = true }
 
-// switchPackets turns the packet hooks on when a socket asked for them.
-func (l *loop) switchPackets() {
-	if !l.packets.wanted || l.packets.on {
-		return
-	}
-	l.packets.on, l.packets.since = true, time.Now()
-	if err := l.hooks.Packets(true); err != nil {
-		l.notice("warning", err.Error(), "the bytes and programs of raw sockets are right, their remote addresses are missing")
-	}
-}
-
-// idlePackets turns the packet hooks off when nothing used them for a while.
-func (l *loop) idlePackets(used uint64) {
-	if used != l.packets.used {
-		l.packets.used, l.packets.since = used, time.Now()
-	}
-	if l.packets.on && time.Since(l.packets.since) > packetIdle {
-		l.packets.on, l.packets.wanted = false, false
-		if err := l.hooks.Packets(false); err != nil {
-			l.notice("warning", err.Error(), "")
-		}
-	}
-}
-
 // flow takes one flow of the kernel into the stream.
 func (l *loop) flow(f *event.Flow) {
 	l.tally.events++
@@ -382,6 +360,7 @@ func (l *loop) flow(f *event.Flow) {
 	if (!ok || p.Path == "" && !p.Kernel) && l.tally.kernel.Losses[event.LostExec] == 0 {
 		if q, err := l.proc.Process(f.Process.PID); err == nil && procfs.SameProcess(q.ID, f.Process) {
 			q.ID = f.Process
+			l.describe(&q)
 			l.table.Found(q)
 			p, ok = l.table.Resolve(f.Process)
 		}
@@ -409,7 +388,7 @@ func (l *loop) announce(p event.Process) {
 	if l.stream.knows(p.ID) {
 		return
 	}
-	up := l.table.Ancestors(p.ID)
+	p, up := l.complete(p)
 	for i := len(up) - 1; i >= 0; i-- {
 		l.introduce(up[i])
 	}
@@ -417,11 +396,12 @@ func (l *loop) announce(p event.Process) {
 }
 
 func (l *loop) introduce(p event.Process) {
-	if !l.stream.process(p) || p.Source == event.SourceUnknown {
+	if !l.stream.process(l.finish(p)) || p.Source == event.SourceUnknown {
 		return
 	}
 	l.claim()
 	l.want(p)
+	l.wantScript(p)
 }
 
 func (l *loop) executable(x event.Executable) {

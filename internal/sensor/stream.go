@@ -114,6 +114,29 @@ func (s *stream) process(p event.Process) bool {
 	return true
 }
 
+// retell writes a process again of which more is known now, if the recorder knows it.
+func (s *stream) retell(p event.Process) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.facts[p.ID]; f != nil && f.ended == 0 {
+		f.process = p
+		s.add(&event.Event{Process: &p})
+	}
+}
+
+// rename tells all processes of a place again, whose name became known.
+func (s *stream) rename(from, to *event.Place) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.facts {
+		if f.process.Place == from && f.ended == 0 {
+			f.process.Place = to
+			p := f.process
+			s.add(&event.Event{Process: &p})
+		}
+	}
+}
+
 // stranger writes a process of which nothing is known, for one flow. It is not remembered: nothing would ever end it.
 func (s *stream) stranger(f *event.Flow) {
 	s.mu.Lock()
@@ -173,8 +196,10 @@ const digestsMax = 16384
 func (s *stream) pruneDigests() {
 	needed := make(map[event.FileID]event.Executable)
 	for _, f := range s.facts {
-		if x, ok := s.digests[f.process.File]; ok {
-			needed[f.process.File] = x
+		for _, file := range []event.FileID{f.process.File, f.process.ScriptFile} {
+			if x, ok := s.digests[file]; ok {
+				needed[file] = x
+			}
 		}
 	}
 	s.digests = needed
@@ -215,8 +240,10 @@ func (s *stream) preamble(next uint64) []byte {
 		introduce(s.facts[f.process.Parent], depth+1)
 		written[f.process.ID] = true
 		b, _ = event.Append(b, &event.Event{At: at, Process: &f.process})
-		if x, ok := s.digests[f.process.File]; ok {
-			b, _ = event.Append(b, &event.Event{At: at, Executable: &x})
+		for _, file := range []event.FileID{f.process.File, f.process.ScriptFile} {
+			if x, ok := s.digests[file]; ok {
+				b, _ = event.Append(b, &event.Event{At: at, Executable: &x})
+			}
 		}
 	}
 	for _, f := range s.facts {

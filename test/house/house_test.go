@@ -36,7 +36,7 @@ func edges() map[string][]string {
 		// The root wing.
 		"internal/sensor": {
 			"internal/event", "internal/sensor/kernel", "internal/sensor/identity", "internal/sensor/fanotify", "internal/sensor/digest",
-			"internal/sensor/procfs", "internal/sensor/outlet",
+			"internal/sensor/procfs", "internal/sensor/place", "internal/sensor/script", "internal/sensor/outlet",
 		},
 		"internal/sensor/place":    {"internal/event"},
 		"internal/sensor/script":   {"internal/event"},

@@ -229,6 +229,21 @@ func (t *Table) Resolve(id event.ProcessID) (event.Process, bool) {
 	return im.process(), im.facts.root().known
 }
 
+// Amend changes what is known of an image that was told with Exec or Found: the image and all that were forked of it share it.
+// The change must not touch ID, Parent, Started and Source. False: the image is not known (any more), or it is a fork.
+func (t *Table) Amend(id event.ProcessID, change func(*event.Process)) bool {
+	im := t.lookup(id)
+	if im == nil {
+		return false
+	}
+	f := im.facts.root()
+	if !f.known || f.owner != im {
+		return false
+	}
+	change(&f.process)
+	return true
+}
+
 // Newest returns the newest image that the table has of a pid: of the process that runs under it, or of the last that did. It
 // looks through the whole table: it is for what is rare.
 func (t *Table) Newest(pid uint32) (event.Process, bool) {

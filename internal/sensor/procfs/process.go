@@ -1,6 +1,7 @@
 package procfs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -206,6 +207,30 @@ func (f FS) cmdline(pid uint32) ([]string, bool, error) {
 		return nil, false, err
 	}
 	return parseCmdline(b, cut), cut, nil
+}
+
+// maxPreload is how many bytes of one value are told, as the kernel side does.
+const maxPreload = 255
+
+func (f FS) preload(pid uint32) (string, bool) {
+	b, cut, err := f.read(pid, "environ", MaxEnviron)
+	if err != nil {
+		return "", true
+	}
+	var found [][]byte
+	for v := range bytes.SplitSeq(b, []byte{0}) {
+		name, value, ok := bytes.Cut(v, []byte{'='})
+		if !ok || len(value) == 0 || string(name) != "LD_PRELOAD" && string(name) != "LD_AUDIT" {
+			continue
+		}
+		if len(v) > maxPreload || len(found) == 4 {
+			cut = true
+		}
+		if len(found) < 4 {
+			found = append(found, v[:min(len(v), maxPreload)])
+		}
+	}
+	return event.Text(bytes.Join(found, []byte{' '})), cut
 }
 
 func (f FS) processes() iter.Seq2[event.Process, error] {

@@ -24,6 +24,9 @@ const Tick = uint64(10 * time.Millisecond)
 // MaxCmdline is how many bytes of the arguments are read.
 const MaxCmdline = 4096
 
+// MaxEnviron is how many bytes of the environment are read.
+const MaxEnviron = 128 << 10
+
 // ErrGone is returned for a process that ended, or that executed other programs faster than it could be read.
 var ErrGone = errors.New("process is gone")
 
@@ -66,6 +69,10 @@ func (f FS) ID(pid uint32) (event.ProcessID, error) { return f.id(pid) }
 // Cmdline is the arguments of pid, each safe text. cut: there are more than MaxCmdline bytes. Kernel threads and
 // zombies have none. The program itself can rewrite them.
 func (f FS) Cmdline(pid uint32) (argv []string, cut bool, err error) { return f.cmdline(pid) }
+
+// Preload is LD_PRELOAD and LD_AUDIT of pid's environment, as event.Process.Preload tells them. cut: the environment could not be read to its
+// end. It is what the program was given; it may have written over it since.
+func (f FS) Preload(pid uint32) (text string, cut bool) { return f.preload(pid) }
 
 // BootID is the random id of this boot, as 36 characters.
 func (f FS) BootID() (string, error) { return f.bootID() }
