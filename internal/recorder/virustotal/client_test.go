@@ -1,0 +1,416 @@
+package virustotal
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const secret = "k3y-that-nobody-may-see"
+
+// vt is a VirusTotal that answers as a test says and remembers what it was asked.
+type vt struct {
+	*httptest.Server
+	t      *testing.T
+	answer func(w http.ResponseWriter, r *http.Request, n int)
+
+	mu       sync.Mutex
+	requests []string      // guarded by mu
+	at       []time.Time   // guarded by mu
+	files    []string      // hashes of what was sent; guarded by mu
+	hold     chan struct{} // closed at the end: what hangs ends
+}
+
+func serve(t *testing.T, answer func(w http.ResponseWriter, r *http.Request, n int)) *vt {
+	v := &vt{t: t, answer: answer, hold: make(chan struct{})}
+	v.Server = httptest.NewServer(v)
+	t.Cleanup(func() { close(v.hold); v.Close() })
+	return v
+}
+
+func (v *vt) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	v.mu.Lock()
+	n := len(v.requests)
+	v.requests = append(v.requests, r.Method+" "+r.URL.Path)
+	v.at = append(v.at, time.Now())
+	v.mu.Unlock()
+	if k := r.Header.Get("x-apikey"); k != secret {
+		v.t.Errorf("key %q", k)
+	}
+	if r.Method == http.MethodPost {
+		f, head, err := r.FormFile("file")
+		if err != nil {
+			http.Error(w, "no", http.StatusBadRequest)
+			return
+		}
+		data, _ := io.ReadAll(f)
+		sum := sha256.Sum256(data)
+		if head.Filename != hex.EncodeToString(sum[:]) {
+			v.t.Errorf("file name %q", head.Filename)
+		}
+		v.mu.Lock()
+		v.files = append(v.files, hex.EncodeToString(sum[:]))
+		v.mu.Unlock()
+	}
+	v.answer(w, r, n)
+}
+
+func (v *vt) asked() []string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return append([]string(nil), v.requests...)
+}
+
+func file(sum string, s Stats) string {
+	return fmt.Sprintf(`{"data":{"id":"%s","type":"file","attributes":{"sha256":"%s","last_analysis_stats":{"malicious":%d,"suspicious":%d,"undetected":%d,"harmless":%d,"timeout":0}}}}`,
+		sum, sum, s.Malicious, s.Suspicious, s.Undetected, s.Harmless)
+}
+
+func missing(w http.ResponseWriter) {
+	w.WriteHeader(http.StatusNotFound)
+	io.WriteString(w, `{"error":{"code":"NotFoundError","message":"`+secret+`"}}`)
+}
+
+func sum(n byte) string { return strings.Repeat(fmt.Sprintf("%02x", n), 32) }
+
+// client runs a Client with short times.
+func client(t *testing.T, o Options) (*Client, *bytes.Buffer) {
+	t.Helper()
+	var log bytes.Buffer
+	o.Key = secret
+	o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	c := New(o)
+	c.lookLimit, c.sendLimit, c.firstPause, c.pollPause = 300*time.Millisecond, 5*time.Second, 10*time.Millisecond, 4*time.Millisecond
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); c.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		if strings.Contains(log.String(), secret) {
+			t.Errorf("the key is in the log: %s", &log)
+		}
+	})
+	return c, &log
+}
+
+type collected struct {
+	results  []Result
+	problems []Problem
+}
+
+func (g *collected) from(c *Client) {
+	r, p := c.Take()
+	g.results, g.problems = append(g.results, r...), append(g.problems, p...)
+}
+
+func until(t *testing.T, c *Client, g *collected, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		if g.from(c); ok() {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("not within 10 s: %s; have %+v, status %+v", what, g, c.Status())
+		}
+	}
+}
+
+func (g *collected) check(t *testing.T) {
+	t.Helper()
+	if text := fmt.Sprintf("%+v", g); strings.Contains(text, secret) {
+		t.Errorf("the key is in what is told: %s", text)
+	}
+}
+
+func one(t *testing.T, c *Client) Result {
+	t.Helper()
+	var g collected
+	until(t, c, &g, "a result", func() bool { return len(g.results) > 0 })
+	g.check(t)
+	if len(g.results) != 1 {
+		t.Fatalf("%d results", len(g.results))
+	}
+	g.results[0].At = 0
+	return g.results[0]
+}
+
+func TestKnown(t *testing.T) {
+	want := Stats{Malicious: 3, Suspicious: 1, Undetected: 60, Harmless: 2}
+	v := serve(t, func(w http.ResponseWriter, r *http.Request, _ int) { io.WriteString(w, file(sum(1), want)) })
+	c, _ := client(t, Options{URL: v.URL, Upload: true})
+	if !c.Ask("/bin/x", sum(1)) || c.Ask("/bin/y", sum(1)) || c.Ask("/bin/x", "no hash") {
+		t.Error("asks twice, or not at all")
+	}
+	got := one(t, c)
+	if diff := cmp.Diff(Result{SHA256: sum(1), Verdict: Analysed, Stats: want, Suspicious: true, Text: "3 of 66 scanners say malicious, 1 suspicious"}, got); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"GET /files/" + sum(1)}, v.asked()); diff != "" {
+		t.Error(diff)
+	}
+	if s := c.Status(); s.Waiting != 0 || s.Failures != 0 {
+		t.Errorf("status %+v", s)
+	}
+}
+
+func TestUnknownIsNotSent(t *testing.T) {
+	v := serve(t, func(w http.ResponseWriter, _ *http.Request, _ int) { missing(w) })
+	c, _ := client(t, Options{URL: v.URL, Fetch: func(context.Context, string, string) (Copy, error) {
+		t.Error("a file was fetched")
+		return nil, errors.New("no")
+	}})
+	c.Ask("/bin/x", sum(1))
+	if r := one(t, c); r.Verdict != Unknown || r.Suspicious {
+		t.Errorf("%+v", r)
+	}
+	if n := len(v.asked()); n != 1 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+// upload gives a Fetch of content, and its hash.
+func upload(t *testing.T, content []byte) (func(context.Context, string, string) (Copy, error), string) {
+	h := sha256.Sum256(content)
+	dir := t.TempDir()
+	return func(_ context.Context, path, want string) (Copy, error) {
+		if path != "/bin/x" {
+			t.Errorf("path %q", path)
+		}
+		return Private(dir, bytes.NewReader(content), want)
+	}, hex.EncodeToString(h[:])
+}
+
+func TestUpload(t *testing.T) {
+	content := bytes.Repeat([]byte("program "), 1<<18)
+	fetch, sha := upload(t, content)
+	v := serve(t, func(w http.ResponseWriter, r *http.Request, n int) {
+		switch {
+		case n == 0:
+			missing(w)
+		case r.Method == http.MethodPost:
+			io.WriteString(w, `{"data":{"type":"analysis","id":"MTIz=="}}`)
+		case n < 4:
+			io.WriteString(w, `{"data":{"attributes":{"status":"queued","stats":{"malicious":0}}}}`)
+		default:
+			io.WriteString(w, `{"data":{"attributes":{"status":"completed","stats":{"malicious":0,"suspicious":2,"undetected":68,"harmless":0}}}}`)
+		}
+	})
+	c, _ := client(t, Options{URL: v.URL, Upload: true, Fetch: fetch})
+	c.Ask("/bin/x", sha)
+	r := one(t, c)
+	if r.Verdict != Analysed || !r.Suspicious || !r.Uploaded || r.Stats.Suspicious != 2 {
+		t.Errorf("%+v", r)
+	}
+	want := []string{"GET /files/" + sha, "POST /files", "GET /analyses/MTIz==", "GET /analyses/MTIz==", "GET /analyses/MTIz=="}
+	if diff := cmp.Diff(want, v.asked()); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{sha}, v.files); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestNothingElseIsSent: bytes that are not the hashed ones never make a whole request.
+func TestNothingElseIsSent(t *testing.T) {
+	_, sha := upload(t, []byte("what was hashed"))
+	dir := t.TempDir()
+	for name, fetch := range map[string]func(context.Context, string, string) (Copy, error){
+		"another file": func(_ context.Context, _, want string) (Copy, error) {
+			return Private(dir, strings.NewReader("what is there now"), want)
+		},
+		"too large": func(_ context.Context, _, want string) (Copy, error) {
+			return Private(dir, io.LimitReader(zeros{}, MaxUpload+100), want)
+		},
+		"changes while it is sent": func(context.Context, string, string) (Copy, error) {
+			f, err := os.CreateTemp(dir, "")
+			if err == nil {
+				_, err = f.WriteString("another text!!!")
+				f.Seek(0, io.SeekStart)
+			}
+			return &copied{f, 15}, err
+		},
+		"unreadable": func(context.Context, string, string) (Copy, error) { return nil, &FetchError{"permission denied"} },
+	} {
+		v := serve(t, func(w http.ResponseWriter, _ *http.Request, _ int) { missing(w) })
+		c, _ := client(t, Options{URL: v.URL, Upload: true, Fetch: fetch})
+		c.Ask("/bin/x", sha)
+		r := one(t, c)
+		if r.Verdict == Analysed || r.Uploaded || !strings.Contains(r.Text, "not sent") {
+			t.Errorf("%s: %+v", name, r)
+		}
+		if len(v.files) != 0 {
+			t.Errorf("%s: the server has %v", name, v.files)
+		}
+	}
+	if left, _ := os.ReadDir(dir); len(left) > 1 { // the one that the test itself made
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// TestServerInTrouble: everything that a server can do wrong is tried again, later and later, told once, and ends well.
+func TestServerInTrouble(t *testing.T) {
+	good := func(w http.ResponseWriter) { io.WriteString(w, file(sum(1), Stats{Undetected: 70})) }
+	for name, bad := range map[string]func(v *vt, w http.ResponseWriter){
+		"quota":   func(_ *vt, w http.ResponseWriter) { w.WriteHeader(429) },
+		"broken":  func(_ *vt, w http.ResponseWriter) { http.Error(w, secret, 500) },
+		"hang":    func(v *vt, _ http.ResponseWriter) { <-v.hold },
+		"garbage": func(_ *vt, w http.ResponseWriter) { io.WriteString(w, "\x00\xff<html>"+secret) },
+		"other file": func(_ *vt, w http.ResponseWriter) {
+			io.WriteString(w, file(sum(2), Stats{Undetected: 70}))
+		},
+		"impossible": func(_ *vt, w http.ResponseWriter) { io.WriteString(w, file(sum(1), Stats{Malicious: -5, Undetected: 70})) },
+		"redirect": func(_ *vt, w http.ResponseWriter) {
+			w.Header().Set("Location", "http://192.0.2.1/"+secret)
+			w.WriteHeader(302)
+		},
+		"two gigabytes": func(_ *vt, w http.ResponseWriter) {
+			block := bytes.Repeat([]byte(" "), 1<<20)
+			for range 2048 {
+				if _, err := w.Write(block); err != nil {
+					return
+				}
+			}
+		},
+		"cut off": func(_ *vt, w http.ResponseWriter) {
+			c, _, err := w.(http.Hijacker).Hijack()
+			if err == nil {
+				c.(*net.TCPConn).SetLinger(0)
+				c.Close()
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			v := serve(t, nil)
+			v.answer = func(w http.ResponseWriter, _ *http.Request, n int) {
+				if n < 3 {
+					bad(v, w)
+					return
+				}
+				good(w)
+			}
+			c, _ := client(t, Options{URL: v.URL})
+			c.Ask("/bin/x", sum(1))
+			var g collected
+			until(t, c, &g, "a result", func() bool { return len(g.results) > 0 })
+			g.check(t)
+			if r := g.results[0]; r.Verdict != Analysed || r.Suspicious {
+				t.Errorf("%+v", r)
+			}
+			if n := len(v.asked()); n != 4 {
+				t.Errorf("%d requests, want 4", n)
+			}
+			if len(g.problems) != 1 {
+				t.Errorf("told %+v", g.problems)
+			}
+			if s := c.Status(); s.Failures != 3 || s.Error != "" || strings.Contains(fmt.Sprintf("%+v", s), secret) {
+				t.Errorf("status %+v", s)
+			}
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			if a, b := v.at[2].Sub(v.at[1]), v.at[3].Sub(v.at[2]); b < 3*a/2 && name != "hang" && name != "two gigabytes" {
+				t.Errorf("pauses of %v, then %v", a, b)
+			}
+		})
+	}
+}
+
+func TestRetryAfter(t *testing.T) {
+	v := serve(t, func(w http.ResponseWriter, _ *http.Request, n int) {
+		if n == 0 {
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(429)
+			return
+		}
+		io.WriteString(w, file(sum(1), Stats{Undetected: 70}))
+	})
+	c, _ := client(t, Options{URL: v.URL})
+	c.Ask("/bin/x", sum(1))
+	one(t, c)
+	if d := v.at[1].Sub(v.at[0]); d < time.Second {
+		t.Errorf("tried again after %v", d)
+	}
+}
+
+func TestKeyRefused(t *testing.T) {
+	v := serve(t, func(w http.ResponseWriter, _ *http.Request, _ int) {
+		w.WriteHeader(http.StatusUnauthorized)
+		io.WriteString(w, `{"error":{"code":"WrongCredentialsError","message":"`+secret+`"}}`)
+	})
+	c, _ := client(t, Options{URL: v.URL})
+	for n := range byte(5) {
+		c.Ask("/bin/x", sum(n))
+	}
+	var g collected
+	until(t, c, &g, "the end", func() bool { return c.Status().Off })
+	time.Sleep(100 * time.Millisecond)
+	g.from(c)
+	g.check(t)
+	if len(v.asked()) != 1 || len(g.problems) != 1 || len(g.results) != 0 {
+		t.Errorf("asked %v, told %+v, results %+v", v.asked(), g.problems, g.results)
+	}
+	if c.Ask("/bin/z", sum(99)) {
+		t.Error("asks on")
+	}
+}
+
+// TestPace: never faster than allowed, uploads and polls included.
+func TestPace(t *testing.T) {
+	const interval = 50 * time.Millisecond
+	fetch, sha := upload(t, []byte("x"))
+	v := serve(t, func(w http.ResponseWriter, r *http.Request, n int) {
+		switch {
+		case r.Method == http.MethodPost:
+			io.WriteString(w, `{"data":{"id":"id"}}`)
+		case strings.HasPrefix(r.URL.Path, "/analyses"):
+			io.WriteString(w, `{"data":{"attributes":{"status":"completed","stats":{"undetected":70}}}}`)
+		case strings.HasSuffix(r.URL.Path, sha):
+			missing(w)
+		default:
+			io.WriteString(w, file(r.URL.Path[len("/files/"):], Stats{Undetected: 70}))
+		}
+	})
+	c, _ := client(t, Options{URL: v.URL, Interval: interval, Upload: true, Fetch: fetch})
+	c.Ask("/bin/x", sha)
+	for n := range byte(4) {
+		c.Ask("/bin/y", sum(n))
+	}
+	var g collected
+	until(t, c, &g, "five results", func() bool { return len(g.results) == 5 })
+	for i := 1; i < len(v.at); i++ {
+		if d := v.at[i].Sub(v.at[i-1]); d < interval {
+			t.Errorf("request %d %v after the one before", i, d)
+		}
+	}
+	if len(v.at) != 7 {
+		t.Errorf("%d requests: %v", len(v.at), v.asked())
+	}
+}
+
+func TestKeyPrintsHidden(t *testing.T) {
+	for _, f := range []string{"%v", "%s", "%+v", "%#v", "%q"} {
+		if s := fmt.Sprintf(f, Options{Key: secret}); strings.Contains(s, secret) {
+			t.Errorf("%s: %s", f, s)
+		}
+	}
+}
