@@ -29,9 +29,13 @@ const (
 	KeyLogIgnore     = "Log ignore"
 	KeyNotifyDigest  = "Notify first digest (minutes)"
 	KeyNotifyIgnore  = "Notify ignore"
+	KeyCommand       = "Notify command"
+	KeyJournal       = "Notify journal"
+	KeyFeed          = "Notify live feed"
 	KeyRingPages     = "Perf ring buffer (pages)"
 	KeyNoFile        = "Set RLIMIT_NOFILE"
 	KeyVTKey         = "VT API key"
+	KeyVTURL         = "VT API url"
 	KeyVTUpload      = "VT file upload"
 	KeyVTLimit       = "VT request limit (seconds)"
 )
@@ -58,6 +62,10 @@ type Config struct {
 	RingPages     int      // pages of the kernel's ring buffer, a power of two
 	NoFile        uint64   // RLIMIT_NOFILE to set; 0: leave it
 	VTKey         Secret   // VirusTotal; "": off
+	Command       []string // program and arguments to run per notice; empty: none
+	Journal       bool     // write notices to the systemd journal
+	Feed          bool     // give notices to readers of the live feed
+	VTURL         string   // of VirusTotal's API
 	VTUpload      bool     // send files whose hash VirusTotal does not know
 	VTLimit       int      // seconds between two requests
 }
@@ -100,7 +108,9 @@ func Default() Config {
 		LogAddresses:  true,
 		LogCommands:   true,
 		NotifyDigest:  3,
+		Feed:          true,
 		RingPages:     64,
+		VTURL:         "https://www.virustotal.com/api/v3",
 		VTLimit:       15,
 	}
 }

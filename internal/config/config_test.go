@@ -58,6 +58,11 @@ func TestParse(t *testing.T) {
 		{"notify", `{"Notify first digest (minutes)": 0, "Notify ignore": ["/home/*/dev/**", "make", "` + hash + `", "/a b/ä"]}`, func(c *Config) {
 			c.NotifyDigest, c.NotifyIgnore = 0, []string{"/home/*/dev/**", "make", hash, "/a b/ä"}
 		}},
+		{"command", `{"Notify command": ["/bin/x y", "", "a b", "$(c)"], "Notify journal": true, "Notify live feed": false}`, func(c *Config) {
+			c.Command, c.Journal, c.Feed = []string{"/bin/x y", "", "a b", "$(c)"}, true, false
+		}},
+		{"no command", `{"Notify command": []}`, func(*Config) {}},
+		{"virustotal of one's own", `{"VT API url": "http://127.0.0.1:8080/api/v3/"}`, func(c *Config) { c.VTURL = "http://127.0.0.1:8080/api/v3" }},
 		{"virustotal", `{"VT API key": "k", "VT file upload": true, "VT request limit (seconds)": 0}`, func(c *Config) { c.VTKey, c.VTUpload, c.VTLimit = "k", true, 0 }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -115,6 +120,13 @@ func TestParseErrors(t *testing.T) {
 		{"no client", `{"DB sql server": {"host": "x"}}`, []string{`"client" is missing`}},
 		{"table name", `{"DB sql server": {"client": "pymysql", "table_name": "x; drop table y"}}`, []string{"table_name", "letters"}},
 		{"format", `{"DB text format": "xml"}`, []string{`"DB text format": "xml"`, `"csv" or "json"`}},
+		{"command: shell", `{"Notify command": "notify-send x"}`, []string{"Notify command", "a list of texts"}},
+		{"command: name", `{"Notify command": ["notify-send"]}`, []string{"notify-send", "full path"}},
+		{"command: number", `{"Notify command": ["/bin/x", 5]}`, []string{"5", "wrong type"}},
+		{"command: long", `{"Notify command": ["/bin/x"` + strings.Repeat(`, "y"`, 16) + `]}`, []string{"more than 16"}},
+		{"address: open", `{"VT API url": "http://www.virustotal.com/api/v3"}`, []string{"not encrypted", "https://"}},
+		{"address: file", `{"VT API url": "file:///etc/passwd"}`, []string{"not an address"}},
+		{"address: key in it", `{"VT API url": "https://key@host/"}`, []string{"not an address"}},
 		{"anchor", "{\"DB text log\": &a true}", []string{"DB text log"}},
 		{"alias", "a: &a [1]\nLog ignore: *a\n", []string{"Log ignore"}},
 		{"merge", "x: &x {DB text log: true}\n<<: *x\n", []string{"plain text"}},
