@@ -118,16 +118,12 @@ func Default() Config {
 // Later returns the keys that are set to something else than their default although the feature behind them is
 // not built yet, so that nobody believes they work.
 func (c Config) Later() []string {
-	d := Default()
 	var keys []string
 	for _, k := range []struct {
 		key string
 		set bool
 	}{
 		{KeySQLServer, c.SQLServer.Client != ""},
-		{KeyVTKey, c.VTKey != ""},
-		{KeyVTUpload, c.VTUpload != d.VTUpload},
-		{KeyVTLimit, c.VTLimit != d.VTLimit},
 	} {
 		if k.set {
 			keys = append(keys, k.key)

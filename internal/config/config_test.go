@@ -229,7 +229,7 @@ func TestLater(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{KeySQLServer, KeyVTKey}
+	want := []string{KeySQLServer}
 	if d := cmp.Diff(want, c.Later()); d != "" {
 		t.Error(d)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/picosnitch/picosnitch/internal/config"
 	"github.com/picosnitch/picosnitch/internal/errand"
 	"github.com/picosnitch/picosnitch/internal/event"
 )
@@ -34,9 +35,10 @@ const (
 // sessions starts the session process of every logged-in user who may read the log, and gives the recorder its ends. A
 // user is logged in while there is a session bus: $RUN_DIR/user/UID/bus. Nothing of the user's is opened or read.
 type sessions struct {
-	place Place
-	board *bulletin
-	o     Options
+	place  Place
+	board  *bulletin
+	o      Options
+	always bool // the owner has one without being logged in, to run a command
 
 	mu   sync.Mutex
 	door *errand.Door            // to the recorder of now; nil: none. Guarded by mu
@@ -57,8 +59,12 @@ type userSession struct {
 	pause    time.Duration
 }
 
-func newSessions(p Place, board *bulletin, o Options) *sessions {
-	return &sessions{place: p, board: board, o: o, live: map[uint32]*userSession{}}
+func newSessions(p Place, c config.Config, board *bulletin, o Options) *sessions {
+	always := len(c.Command) > 0
+	if always && p.Owner.UID == 0 {
+		board.post(event.Notice{Level: "warning", Text: fmt.Sprintf("%q is not run: there is no user but root to run it as", config.KeyCommand), Hint: "start picosnitch with sudo as the user who is to run it"})
+	}
+	return &sessions{place: p, always: always && p.Owner.UID != 0, board: board, o: o, live: map[uint32]*userSession{}}
 }
 
 // attach gives a new recorder all sessions that there are.
@@ -103,6 +109,9 @@ func (s *sessions) run(ctx context.Context) {
 // look starts and ends session processes as users come and go.
 func (s *sessions) look(now time.Time) {
 	here := loggedIn(filepath.Join(s.place.RunDir, "user"))
+	if _, ok := here[s.place.Owner.UID]; s.always && !ok {
+		here[s.place.Owner.UID] = s.place.Owner.GID
+	}
 	for uid, gid := range here {
 		s.mu.Lock()
 		d := s.live[uid]
@@ -237,15 +246,15 @@ func (s *sessions) stop() {
 // loggedIn finds the users with a session bus, and their groups. systemd-logind makes base, which is root's, and in it a
 // directory for each of them; only names and owners are looked at.
 func loggedIn(base string) map[uint32]uint32 {
+	here := map[uint32]uint32{}
 	var st unix.Stat_t
 	if unix.Lstat(base, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Uid != 0 || st.Mode&0o022 != 0 {
-		return nil // what others may write to says nothing about who is there
+		return here // what others may write to says nothing about who is there
 	}
 	entries, err := os.ReadDir(base)
 	if err != nil {
-		return nil
+		return here
 	}
-	here := map[uint32]uint32{}
 	for _, e := range entries {
 		uid, err := strconv.ParseUint(e.Name(), 10, 32)
 		if err != nil {

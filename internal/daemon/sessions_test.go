@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/recorder"
 	"github.com/picosnitch/picosnitch/test/desktop"
 	"github.com/picosnitch/picosnitch/test/fuse"
 )
@@ -60,8 +61,14 @@ type house struct {
 	batch uint64
 }
 
-func settle(t *testing.T, p Place) *house {
+func settle(t *testing.T, p Place, config ...string) *house {
 	t.Helper()
+	if len(config) > 0 {
+		f, _ := open(t, p)
+		if err := f.create(configName, 0, func(to *os.File) error { _, err := to.WriteString(config[0]); return err }); err != nil {
+			t.Fatal(err)
+		}
+	}
 	f, c := open(t, p)
 	h := &house{place: p, words: &syncBuffer{}}
 	o := Options{Getenv: func(string) string { return "" }, Stderr: h.words, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
@@ -307,4 +314,27 @@ func startTicks(t *testing.T, pid int) uint64 {
 		t.Fatal(err)
 	}
 	return n
+}
+
+func (h *house) status(t *testing.T) recorder.Status {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	s, err := Status(ctx, h.place.RunDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// stop stops a process of ours, or lets it go on.
+func stop(t *testing.T, pid int, still bool) {
+	t.Helper()
+	s := syscall.SIGCONT
+	if still {
+		s = syscall.SIGSTOP
+	}
+	if err := syscall.Kill(pid, s); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -20,7 +20,15 @@ func settings(c config.Config, owner uint32) recorder.Settings {
 		LogCommands:  c.LogCommands,
 
 		Desktop: c.Notifications,
+		Command: c.Command,
 		Owner:   owner,
+		Journal: c.Journal,
+		Feed:    c.Feed,
+
+		VTKey:    recorder.Key(c.VTKey.Reveal()),
+		VTURL:    c.VTURL,
+		VTUpload: c.VTUpload,
+		VTLimit:  c.VTLimit,
 
 		IgnoreHashes:  c.LogIgnore.SHA256,
 		IgnoreDomains: c.LogIgnore.Domains,

@@ -56,7 +56,7 @@ func newSpawner(p Place, f *Folder, c config.Config, board *bulletin, o Options)
 	if err := makeFeedDir(p); err != nil {
 		return nil, fmt.Errorf("prepare %s: %w", feedDir(p.RunDir), err)
 	}
-	s := &spawner{place: p, folder: f, settings: line.Bytes(), board: board, sessions: newSessions(p, board, o), o: o, stderr: &tail{to: o.Stderr}}
+	s := &spawner{place: p, folder: f, settings: line.Bytes(), board: board, sessions: newSessions(p, c, board, o), o: o, stderr: &tail{to: o.Stderr}}
 	if o.Live != nil {
 		s.live = newLive(o.Live)
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/desk"
+	"github.com/picosnitch/picosnitch/internal/recorder/journal"
 )
 
 // maxUnread bounds the executables that wait for a session process that can read them.
@@ -36,6 +37,9 @@ func (r *recorder) openDesk() {
 	}
 	if len(s.Command) > 0 {
 		r.ways = append(r.ways, r.desk.Command())
+	}
+	if s.Journal {
+		r.ways = append(r.ways, journal.New(journal.Socket))
 	}
 }
 

@@ -127,6 +127,10 @@ func (r *recorder) close() error {
 
 func (r *recorder) shut() error {
 	var err error
+	if r.virustotal != nil {
+		r.stopVirusTotal()
+		r.askVirusTotal() // what was said is written down
+	}
 	r.known.Digested(r.at)
 	r.teller.close()
 	r.known.Close(r.at)

@@ -13,7 +13,7 @@ import (
 
 // openKnown opens what is known, and starts to tell.
 func (r *recorder) openKnown(ignore notify.Ignore) {
-	r.known = known.Open(known.Options{Dir: r.o.Dir, Zone: r.o.Zone, Tell: func(seq uint64, n notify.Notice) { r.teller.offer(seq, n) }}, r.at)
+	r.known = known.Open(known.Options{Dir: r.o.Dir, Zone: r.o.Zone, Key: r.o.Settings.VTKey != "", Tell: func(seq uint64, n notify.Notice) { r.teller.offer(seq, n) }}, r.at)
 	first := time.Duration(0)
 	if r.known.First() {
 		first = time.Duration(r.o.Settings.NotifyDigest) * time.Minute
@@ -21,6 +21,7 @@ func (r *recorder) openKnown(ignore notify.Ignore) {
 	r.teller = newTeller(r.known, notify.New(notify.Options{Ignore: ignore, First: first}), r.ways, r.o, r.feedTold)
 	go r.teller.run()
 	r.tellKnown()
+	r.openVirusTotal()
 }
 
 // tellKnown tells what went wrong with the files of known, and what the teller has to say.
@@ -41,6 +42,8 @@ func (r *recorder) tellKnown() {
 func (r *recorder) feedTold(n notify.Notice) {
 	level := "info"
 	switch {
+	case !r.o.Settings.Feed:
+		return
 	case n.Kind == notify.Failure || n.Kind == notify.Loss:
 		return
 	case n.Urgency == notify.Critical:

@@ -25,6 +25,7 @@ import (
 	"github.com/picosnitch/picosnitch/internal/recorder/notify"
 	"github.com/picosnitch/picosnitch/internal/recorder/origin"
 	"github.com/picosnitch/picosnitch/internal/recorder/store"
+	"github.com/picosnitch/picosnitch/internal/recorder/virustotal"
 )
 
 const second = int64(1e9) // in nanoseconds
@@ -85,10 +86,14 @@ type recorder struct {
 	feed      *feed.Feed // nil: none
 	desk      *desk.Desk // nil: none
 	ways      []notify.Way
-	unread    []unread
-	live      *live // nil: none
-	known     *known.Known
-	teller    *teller
+
+	virustotal     *virustotal.Client // nil: nobody is asked
+	stopVirusTotal func()
+	asked          time.Time // when it was looked for what is to be asked
+	unread         []unread
+	live           *live // nil: none
+	known          *known.Known
+	teller         *teller
 
 	hello     event.Hello
 	helloLine atomic.Pointer[[]byte]
@@ -337,6 +342,7 @@ func (r *recorder) takeFlow(f *event.Flow) {
 
 func (r *recorder) takeLedger(l *event.Ledger) {
 	r.askSessions()
+	r.askVirusTotal()
 	if l.Batch != r.batch && l.Batch != 0 {
 		r.badBatch = fmt.Sprintf("%d came where %d was expected", l.Batch, r.batch)
 		r.tell.add("batch", 1)

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+
+	"github.com/picosnitch/picosnitch/internal/recorder/virustotal"
 )
 
 // Settings are the keys of the configuration that the recorder needs. The daemon makes them from config.json; they
@@ -24,6 +26,13 @@ type Settings struct {
 	Desktop bool     `json:"desktop"`           // "Desktop notifications"
 	Command []string `json:"command,omitempty"` // "Notify command"
 	Owner   uint32   `json:"owner"`             // uid of the folder's owner, who runs the command
+	Journal bool     `json:"journal"`           // "Notify journal"
+	Feed    bool     `json:"feed"`              // "Notify live feed"
+
+	VTKey    Key    `json:"vt_key,omitempty"` // "VT API key"
+	VTURL    string `json:"vt_url,omitempty"` // "VT API url"
+	VTUpload bool   `json:"vt_upload"`        // "VT file upload"
+	VTLimit  int    `json:"vt_limit"`         // "VT request limit (seconds)"
 
 	IgnoreHashes  []string `json:"ignore_hashes,omitempty"`  // "Log ignore": its sha256 hashes
 	IgnoreDomains []string `json:"ignore_domains,omitempty"` // "Log ignore": its domains, in reverse notation
@@ -33,9 +42,12 @@ type Settings struct {
 	NotifyDigest int64    `json:"notify_digest,omitempty"` // "Notify first digest (minutes)"; 0: none
 }
 
+// Key is the key of VirusTotal's API.
+type Key = virustotal.Key
+
 // Defaults are the mission's.
 func Defaults() Settings {
-	return Settings{SQLLog: true, Days: 365, WriteLimit: 10, LogAddresses: true, LogCommands: true}
+	return Settings{SQLLog: true, Days: 365, WriteLimit: 10, LogAddresses: true, LogCommands: true, Feed: true}
 }
 
 type settingsLine struct {

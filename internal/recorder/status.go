@@ -12,6 +12,7 @@ import (
 	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/desk"
 	"github.com/picosnitch/picosnitch/internal/recorder/store"
+	"github.com/picosnitch/picosnitch/internal/recorder/virustotal"
 )
 
 // Status is the first line of the live feed, as {"status":{…}}, and what `picosnitch status` prints.
@@ -54,7 +55,9 @@ type Status struct {
 	Feed     FeedStatus    `json:"feed"`
 	Desktops []desk.Status `json:"desktops,omitempty"`
 	Ways     []WayStatus   `json:"ways,omitempty"`
-	Notices  NoticeStatus  `json:"notices"`
+
+	VirusTotal *virustotal.Status `json:"virustotal,omitempty"` // nil: nobody is asked
+	Notices    NoticeStatus       `json:"notices"`
 }
 
 // SinkStatus tells how a sink does.
@@ -154,6 +157,10 @@ func (r *recorder) publishStatus() {
 			k.Error = err.Error()
 		}
 		s.Sinks = append(s.Sinks, k)
+	}
+	if r.virustotal != nil {
+		v := r.virustotal.Status()
+		s.VirusTotal = &v
 	}
 	for _, w := range r.ways {
 		s.Ways = append(s.Ways, WayStatus{w.Name(), w.Dropped()})

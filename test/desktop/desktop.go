@@ -66,7 +66,8 @@ func start(t testing.TB, cmd *exec.Cmd, as *syscall.Credential) *Process {
 	t.Cleanup(func() {
 		p.Kill()
 		if t.Failed() && words.Len() > 0 {
-			t.Logf("%s says: %s", filepath.Base(cmd.Path), &words)
+			all := words.String()
+			t.Logf("%s says: …%s", filepath.Base(cmd.Path), all[max(0, len(all)-500):])
 		}
 	})
 	return p
@@ -268,7 +269,7 @@ func (s *Server) Press(t testing.TB) {
 }
 
 // Notice is one that dunst showed.
-type Notice struct{ Summary, Body, Urgency string }
+type Notice struct{ Summary, Body string }
 
 // History closes what is shown and returns everything that dunst got, the newest first.
 func (s *Server) History(t testing.TB) []Notice {
@@ -288,7 +289,7 @@ func (s *Server) History(t testing.TB) []Notice {
 	var list []Notice
 	for _, part := range all.Data {
 		for _, n := range part {
-			list = append(list, Notice{fmt.Sprint(n["summary"].Data), fmt.Sprint(n["body"].Data), fmt.Sprint(n["urgency"].Data)})
+			list = append(list, Notice{fmt.Sprint(n["summary"].Data), fmt.Sprint(n["body"].Data)})
 		}
 	}
 	return list

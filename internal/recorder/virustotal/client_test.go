@@ -278,7 +278,9 @@ func TestServerInTrouble(t *testing.T) {
 		"other file": func(_ *vt, w http.ResponseWriter) {
 			io.WriteString(w, file(sum(2), Stats{Undetected: 70}))
 		},
-		"impossible": func(_ *vt, w http.ResponseWriter) { io.WriteString(w, file(sum(1), Stats{Malicious: -5, Undetected: 70})) },
+		"impossible": func(_ *vt, w http.ResponseWriter) {
+			io.WriteString(w, file(sum(1), Stats{Malicious: -5, Undetected: 70}))
+		},
 		"redirect": func(_ *vt, w http.ResponseWriter) {
 			w.Header().Set("Location", "http://192.0.2.1/"+secret)
 			w.WriteHeader(302)

@@ -1,0 +1,193 @@
+package recorder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/recorder/desk"
+	"github.com/picosnitch/picosnitch/internal/recorder/known"
+	"github.com/picosnitch/picosnitch/internal/recorder/virustotal"
+)
+
+const (
+	verdictPace = 5 * time.Second  // between two looks for what is to be asked
+	fetchWait   = 30 * time.Second // for a session process that is to open a file
+)
+
+// openVirusTotal starts to ask VirusTotal, if there is a key. A stream of another machine, or of another time, is not asked about.
+func (r *recorder) openVirusTotal() {
+	s := r.o.Settings
+	if r.o.Door == nil || s.VTKey == "" {
+		return
+	}
+	r.virustotal = virustotal.New(virustotal.Options{
+		Key: s.VTKey, URL: s.VTURL, Interval: time.Duration(s.VTLimit) * time.Second, Upload: s.VTUpload, Fetch: r.fetch, Logger: r.log,
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); r.virustotal.Run(ctx) }()
+	r.stopVirusTotal = func() { cancel(); <-done }
+}
+
+// askVirusTotal takes what VirusTotal said, and asks about what it was not asked yet: what record.json does not know is asked again
+// after a restart, too.
+func (r *recorder) askVirusTotal() {
+	if r.virustotal == nil {
+		return
+	}
+	results, problems := r.virustotal.Take()
+	for _, p := range problems {
+		r.notice("warning", p.Text, p.Hint)
+	}
+	if len(results) == 0 && time.Since(r.asked) < verdictPace {
+		return
+	}
+	r.asked = time.Now()
+	open := r.known.Unasked()
+	for _, v := range results {
+		verdict := ""
+		switch {
+		case v.Suspicious:
+			verdict = known.Suspicious
+		case v.Verdict == virustotal.Analysed:
+			verdict = known.Clean
+		}
+		for _, u := range open {
+			if u[1] == v.SHA256 {
+				r.known.Result(u[0], v.SHA256, v.Text, verdict, v.At)
+			}
+		}
+	}
+	for _, u := range r.known.Unasked() {
+		r.virustotal.Ask(u[0], u[1])
+	}
+}
+
+// fetch gives VirusTotal's client a private copy of a file with a hash. The recorder has no rights: what not everybody may read is
+// opened by the session process of a user who may, and the hash proves that it is the same file.
+func (r *recorder) fetch(ctx context.Context, path, sha256 string) (virustotal.Copy, error) {
+	var last error
+	f, err := openPlain(path)
+	if err == nil {
+		c, err := copyPlain(ctx, r.o.Dir, f, sha256)
+		if err == nil {
+			return c, nil
+		}
+		last = err
+	} else {
+		last = &virustotal.FetchError{Reason: "the recorder may not read it: " + reason(err)}
+	}
+	if r.desk == nil {
+		return nil, last
+	}
+	for _, uid := range r.desk.Sessions() {
+		answer := make(chan desk.Opened, 1)
+		if !r.desk.Open(uid, event.ProcessID{}, path, event.FileID{}, answer) {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			go closeLate(answer)
+			return nil, ctx.Err()
+		case <-time.After(fetchWait):
+			go closeLate(answer)
+		case o := <-answer:
+			if o.File == nil {
+				continue
+			}
+			if c, err := copyPlain(ctx, r.o.Dir, o.File, sha256); err == nil {
+				return c, nil
+			}
+		}
+	}
+	return nil, last
+}
+
+// closeLate closes a file that comes too late.
+func closeLate(answer <-chan desk.Opened) {
+	select {
+	case o := <-answer:
+		if o.File != nil {
+			o.File.Close()
+		}
+	case <-time.After(time.Hour): // the session process hangs; its end answers
+	}
+}
+
+// openPlain opens a path of the stream for reading, if a plain file is there.
+func openPlain(text string) (*os.File, error) {
+	path, ok := event.Raw(text)
+	if !ok || len(path) == 0 || path[0] != '/' {
+		return nil, fs.ErrNotExist
+	}
+	fd, err := unix.Open(string(path), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "executable")
+	return f, nil
+}
+
+// plain refuses what is no plain file, and what is too large to be sent anyway.
+func plain(f *os.File) error {
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+		return err
+	case !st.Mode().IsRegular():
+		return errors.New("no plain file")
+	case st.Size() > virustotal.MaxUpload:
+		return fmt.Errorf("it has %d bytes, at most %d are sent", st.Size(), virustotal.MaxUpload)
+	}
+	return nil
+}
+
+// copyPlain copies an open file, and closes it. It may be anything, and its file system may never answer: the copy is left behind then.
+func copyPlain(ctx context.Context, dir string, f *os.File, sha256 string) (virustotal.Copy, error) {
+	if err := plain(f); err != nil {
+		f.Close()
+		return nil, &virustotal.FetchError{Reason: err.Error()}
+	}
+	type result struct {
+		c   virustotal.Copy
+		err error
+	}
+	answer := make(chan result, 1)
+	go func() {
+		defer f.Close()
+		c, err := virustotal.Private(dir, f, sha256)
+		answer <- result{c, err}
+	}()
+	late := time.NewTimer(fetchWait)
+	defer late.Stop()
+	var err error
+	select {
+	case r := <-answer:
+		return r.c, r.err
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-late.C:
+		err = &virustotal.FetchError{Reason: "its file system does not answer"}
+	}
+	go func() {
+		if r := <-answer; r.err == nil {
+			r.c.Close()
+		}
+	}()
+	return nil, err
+}
+
+func reason(err error) string {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		err = path.Err
+	}
+	return err.Error()
+}
