@@ -82,6 +82,21 @@ func Fields() []Field {
 			}
 			return ""
 		}),
+		text("script_kind", func(_ w, x r) string { return x.Program.ScriptKind }),
+		text("script_sha256", func(_ w, x r) string {
+			if s := x.Program.Script; s != nil {
+				return s.Digest.SHA256
+			}
+			return ""
+		}),
+		text("preload", func(_ w, x r) string { return x.Program.Preload }),
+		text("place", func(_ w, x r) string { return x.Program.Place.Label() }),
+		text("place_path", func(_ w, x r) string {
+			if p := x.Program.Place; p != nil {
+				return p.Path
+			}
+			return ""
+		}),
 		text("reason", func(_ w, x r) string { return x.Program.Executable.Digest.Reason }),
 	)
 	return append(f, program("g", func(x r) *flow.Program {
