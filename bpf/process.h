@@ -171,9 +171,11 @@ static __always_inline __u32 build(struct scratch *room, struct task_struct *tas
 	/* What a loop need not know lies in the room: the verifier goes through a loop once for each thing that it knows. */
 	cwd = room->walk.cwd;
 	asm volatile("" : "+r"(len), "+r"(cwd));
-	if (len > ARGV_MAX + SCRIPT_MAX)
+	if (len > ARGV_MAX + SCRIPT_MAX || cwd > CWD_MAX)
 		return 0;
-	if (cwd && cwd <= CWD_MAX) {
+	/* In one condition clang tests cwd - 1 in another register, and verifiers before 6.18 do not learn the bound of this one. */
+	asm volatile("" : "+r"(cwd));
+	if (cwd) {
 		bpf_probe_read_kernel(&room->data[PATH_END + len], cwd, &room->data[CWD_AT]);
 		r->cwd_len = cwd;
 		len += cwd;
