@@ -140,7 +140,7 @@ func commands(env Env) *cobra.Command {
 	root.AddCommand(
 		startCommand(env), startNoDaemonCommand(env), stopCommand(env), restartCommand(env),
 		statusCommand(env), reportCommand(env), exportCommand(env), dbCommand(env), doctorCommand(env), recordCommand(env), replayCommand(env),
-		systemdCommand(env), versionCommand(env), recorderCommand(), sessionCommand(),
+		systemdCommand(env), versionCommand(env), mutesCommand(env), unmuteCommand(env), recorderCommand(), sessionCommand(),
 	)
 	for _, c := range root.Commands() {
 		if c.Args == nil {

@@ -114,7 +114,41 @@ func printStatus(w io.Writer, s recorder.Status) {
 		line("sink", "%s: %d failures, %d windows waiting: %s", k.Name, k.Failures, k.Waiting, or(k.Error, "ok now"))
 	}
 	line("snitch.db", "%d bytes", s.DatabaseBytes)
+	printNotices(line, s)
 	line("feed", "%d readers, %d dropped, %d refused", s.Feed.Readers, s.Feed.Dropped, s.Feed.Refused)
+}
+
+// printNotices says how what is to be told reaches people.
+func printNotices(line func(name, format string, a ...any), s recorder.Status) {
+	for _, d := range s.Desktops {
+		state := "shown by " + or(d.Server, "nobody yet")
+		switch {
+		case !d.Here:
+			state = "not logged in"
+		case d.Problem != "":
+			state = d.Problem
+		}
+		text := fmt.Sprintf("uid %d: %s", d.UID, state)
+		if d.Waiting > 0 {
+			text += fmt.Sprintf(", %d notices wait", d.Waiting)
+		}
+		if d.Muted > 0 {
+			text += fmt.Sprintf(", %d muted (see: picosnitch mutes)", d.Muted)
+		}
+		line("desktop", "%s", text)
+	}
+	for _, w := range s.Ways {
+		if w.Dropped > 0 {
+			line("not delivered", "%d notices by %s; exe.log has everything", w.Dropped, w.Name)
+		}
+	}
+	if v := s.VirusTotal; v != nil {
+		state := or(v.Error, "ok")
+		if v.Off {
+			state += "; not asked any more"
+		}
+		line("VirusTotal", "%s, %d requests, %d hashes wait", state, v.Requests, v.Waiting)
+	}
 }
 
 func ago(at int64) string {

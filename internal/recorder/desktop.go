@@ -2,6 +2,7 @@ package recorder
 
 import (
 	"fmt"
+	"io"
 	"path/filepath"
 
 	"github.com/picosnitch/picosnitch/internal/event"
@@ -102,3 +103,15 @@ func (r *recorder) takeHash(n desk.News) {
 		return
 	}
 }
+
+// Mute is what a user muted on the desktop.
+type Mute = desk.Mute
+
+// MutesName is the name of the file of mutes in the folder.
+const MutesName = desk.MutesName
+
+// ReadMutes reads the file of mutes.
+func ReadMutes(r io.Reader) ([]Mute, error) { return desk.ReadMutes(r) }
+
+// WriteMutes writes the file of mutes.
+func WriteMutes(w io.Writer, all []Mute) error { return desk.WriteMutes(w, all) }

@@ -97,15 +97,15 @@ type user struct {
 // show is a notice, or a word of the desk's own.
 type show struct {
 	errand  errand.Show
-	mute    mute
-	undo    mute
+	mute    Mute
+	undo    Mute
 	stands  int // for how many notices
 	crucial bool
 }
 
 type shown struct {
 	n          uint64
-	mute, undo mute
+	mute, undo Mute
 }
 
 type file struct {

@@ -23,9 +23,9 @@ const (
 	maxFile  = 8 << 20
 )
 
-// mute is a button that a user pressed, or that a program of that user pressed for him: it silences one kind of notices about one
+// Mute is a button that a user pressed, or that a program of that user pressed for him: it silences one kind of notices about one
 // file on that user's desktop, and nothing else. The log, the journal and the command go on.
-type mute struct {
+type Mute struct {
 	UID   uint32      `json:"uid"`
 	Kind  notify.Kind `json:"kind"`
 	Path  string      `json:"path"`
@@ -33,12 +33,12 @@ type mute struct {
 	At    int64       `json:"at,omitempty"` // when; ns since 1970
 }
 
-func (m mute) same(o mute) bool { return m.UID == o.UID && m.Kind == o.Kind && m.Path == o.Path }
+func (m Mute) same(o Mute) bool { return m.UID == o.UID && m.Kind == o.Kind && m.Path == o.Path }
 
 // mutes is the file of what is muted. Root may change it at any time: `picosnitch unmute`.
 type mutes struct {
 	path string
-	all  []mute
+	all  []Mute
 	seen os.FileInfo // the file when it was read or written; nil: there was none
 }
 
@@ -61,21 +61,37 @@ func (m *mutes) load(path string) error {
 	if err != nil {
 		return err
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	var all []mute
-	if err == nil && len(data) > maxFile {
-		err = fmt.Errorf("it has more than %d bytes", maxFile)
-	}
-	if err == nil {
-		err = json.Unmarshal(data, &all)
-	}
+	all, err := ReadMutes(f)
 	if err != nil {
 		m.all, m.seen = nil, nil
 		aside := path + ".damaged"
 		return errors.Join(fmt.Errorf("%s cannot be read and was put aside as %s: nothing is muted any more: %w", path, aside, err), os.Rename(path, aside))
 	}
-	m.all, m.seen = all[:min(len(all), maxMutes)], seen
+	m.all, m.seen = all, seen
 	return nil
+}
+
+// ReadMutes reads the file of what is muted.
+func ReadMutes(r io.Reader) ([]Mute, error) {
+	data, err := io.ReadAll(io.LimitReader(r, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("it has more than %d bytes", maxFile)
+	}
+	var all []Mute
+	if err := json.Unmarshal(data, &all); err != nil {
+		return nil, err
+	}
+	return all[:min(len(all), maxMutes)], nil
+}
+
+// WriteMutes writes the file of what is muted.
+func WriteMutes(w io.Writer, all []Mute) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(all)
 }
 
 // refresh reads the file again if somebody changed it.
@@ -96,12 +112,12 @@ func (m *mutes) refresh() error {
 	return m.load(m.path)
 }
 
-func (m *mutes) has(one mute) bool {
+func (m *mutes) has(one Mute) bool {
 	_ = m.refresh() // a file that cannot be read mutes nothing
 	return slices.ContainsFunc(m.all, one.same)
 }
 
-func (m *mutes) add(one mute) error {
+func (m *mutes) add(one Mute) error {
 	if err := m.refresh(); err != nil {
 		return err
 	}
@@ -115,7 +131,7 @@ func (m *mutes) add(one mute) error {
 	return m.write()
 }
 
-func (m *mutes) remove(one mute) error {
+func (m *mutes) remove(one Mute) error {
 	if err := m.refresh(); err != nil {
 		return err
 	}
@@ -128,10 +144,6 @@ func (m *mutes) write() error {
 	if m.path == "" {
 		return nil
 	}
-	data, err := json.MarshalIndent(m.all, "", "  ")
-	if err != nil {
-		return err
-	}
 	temp := m.path + ".new"
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -140,7 +152,7 @@ func (m *mutes) write() error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(data, '\n'))
+	err = WriteMutes(f, m.all)
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
 		err = os.Rename(temp, m.path)
 	}

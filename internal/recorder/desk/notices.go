@@ -47,7 +47,7 @@ func (d *Desk) queue(u *user, n notify.Notice) {
 		crucial: n.Urgency == notify.Critical,
 	}
 	if n.Mute != "" {
-		s.mute = mute{UID: u.uid, Kind: n.Kind, Path: n.Mute, Title: title(n.Kind)}
+		s.mute = Mute{UID: u.uid, Kind: n.Kind, Path: n.Mute, Title: title(n.Kind)}
 		if d.mutes.has(s.mute) {
 			return
 		}
