@@ -11,7 +11,9 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -315,6 +317,13 @@ func TestVirusTotal(t *testing.T) {
 		if got := result(c.path, c.sum); !strings.Contains(got, c.want) {
 			t.Errorf("record.json has %q for %s, want %q", got, c.path, c.want)
 		}
+	}
+	out, err := exec.Command("sqlite3", "-readonly", filepath.Join(p.Dir, "snitch.db"), "SELECT sha256, verdict, malicious, undetected, uploaded FROM virustotal ORDER BY malicious DESC, uploaded DESC, sha256").CombinedOutput()
+	rows := []string{hashOf("of everybody") + "|analysed|0|70|1", hashOf("of the user") + "|analysed|0|70|1"}
+	slices.Sort(rows)
+	want := digit(1) + "|analysed|9|61|0\n" + strings.Join(rows, "\n") + "\n" + hashOf("gone") + "|unknown|0|0|0\n"
+	if err != nil || string(out) != want {
+		t.Errorf("snitch.db has %v\n%s, want\n%s", err, out, want)
 	}
 	if len(sent) != 2 {
 		t.Errorf("sent %v", sent)

@@ -89,7 +89,8 @@ type recorder struct {
 
 	virustotal     *virustotal.Client // nil: nobody is asked
 	stopVirusTotal func()
-	asked          time.Time // when it was looked for what is to be asked
+	unkept         []virustotal.Result // not in snitch.db yet
+	asked          time.Time           // when it was looked for what is to be asked
 	unread         []unread
 	live           *live // nil: none
 	known          *known.Known

@@ -13,10 +13,12 @@ import (
 	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/desk"
 	"github.com/picosnitch/picosnitch/internal/recorder/known"
+	"github.com/picosnitch/picosnitch/internal/recorder/store"
 	"github.com/picosnitch/picosnitch/internal/recorder/virustotal"
 )
 
 const (
+	maxUnkept   = 1 << 10          // results that wait for snitch.db
 	verdictPace = 5 * time.Second  // between two looks for what is to be asked
 	fetchWait   = 30 * time.Second // for a session process that is to open a file
 )
@@ -51,6 +53,7 @@ func (r *recorder) askVirusTotal() {
 	}
 	r.asked = time.Now()
 	open := r.known.Unasked()
+	r.keepVerdicts(results)
 	for _, v := range results {
 		verdict := ""
 		switch {
@@ -67,6 +70,33 @@ func (r *recorder) askVirusTotal() {
 	}
 	for _, u := range r.known.Unasked() {
 		r.virustotal.Ask(u[0], u[1])
+	}
+}
+
+// keepVerdicts writes results to snitch.db; what cannot be written now is tried again.
+func (r *recorder) keepVerdicts(results []virustotal.Result) {
+	if r.sqlite == nil {
+		return
+	}
+	if n := len(r.unkept) + len(results) - maxUnkept; n > 0 {
+		r.unkept = r.unkept[min(n, len(r.unkept)):]
+		r.notice("error", fmt.Sprintf("results of VirusTotal that were not written to snitch.db: %d", n), "record.json has them")
+	}
+	r.unkept = append(r.unkept, results...)
+	for len(r.unkept) > 0 {
+		v := r.unkept[0]
+		err := r.sqlite.PutVerdict(context.Background(), store.Verdict{
+			SHA256: v.SHA256, Verdict: string(v.Verdict), Text: v.Text, Uploaded: v.Uploaded, At: v.At,
+			Malicious: v.Stats.Malicious, Suspicious: v.Stats.Suspicious, Undetected: v.Stats.Undetected, Harmless: v.Stats.Harmless,
+		})
+		if err != nil {
+			r.tell.add("verdict", 1)
+			if r.tell.due("verdict", r.at, false) > 0 {
+				r.notice("error", "write a result of VirusTotal to snitch.db: "+err.Error(), "it is tried again")
+			}
+			return
+		}
+		r.unkept = r.unkept[1:]
 	}
 }
 

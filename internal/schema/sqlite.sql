@@ -13,7 +13,7 @@ CREATE TABLE executables (
   ctime      INTEGER NOT NULL, -- nanoseconds since 1970
   size       INTEGER NOT NULL, -- bytes
   sha256     TEXT    NOT NULL, -- lower-case hex; '' if not known (yet)
-  reason     TEXT    NOT NULL  -- why sha256 is ''
+  reason     TEXT    NOT NULL  -- why sha256 is ''; beside a sha256, whose word it is
 ) STRICT;
 CREATE INDEX executables_file ON executables (inode, path);
 
@@ -193,4 +193,17 @@ CREATE TABLE segment_peers (
 CREATE TABLE progress (
   name  TEXT PRIMARY KEY,
   value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- What VirusTotal says of a file, by the sha256 of an executable or a script.
+CREATE TABLE virustotal (
+  sha256     TEXT    PRIMARY KEY, -- lower-case hex
+  verdict    TEXT    NOT NULL, -- 'analysed'; 'unknown': VirusTotal does not have the file; 'refused': it has, or was sent it, and does not say
+  text       TEXT    NOT NULL, -- the same in words
+  malicious  INTEGER NOT NULL, -- scanners that say so
+  suspicious INTEGER NOT NULL,
+  undetected INTEGER NOT NULL,
+  harmless   INTEGER NOT NULL,
+  uploaded   INTEGER NOT NULL, -- 1: picosnitch sent the file
+  at         INTEGER NOT NULL  -- nanoseconds since 1970
 ) STRICT, WITHOUT ROWID;

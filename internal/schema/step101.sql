@@ -25,6 +25,7 @@ CREATE INDEX segments_bucket ON segments (seconds, merged, bucket);
 CREATE TABLE segment_actors (segment INTEGER PRIMARY KEY REFERENCES segments, data BLOB NOT NULL) STRICT;
 CREATE TABLE segment_peers (segment INTEGER PRIMARY KEY REFERENCES segments, data BLOB NOT NULL) STRICT;
 CREATE TABLE progress (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE virustotal (sha256 TEXT PRIMARY KEY, verdict TEXT NOT NULL, text TEXT NOT NULL, malicious INTEGER NOT NULL, suspicious INTEGER NOT NULL, undetected INTEGER NOT NULL, harmless INTEGER NOT NULL, uploaded INTEGER NOT NULL, at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 -- repeat: SELECT EXISTS (SELECT 1 FROM windows_100)
 -- The next 200 windows; a window of 100 has up to 16384 records, 16 parts of today.
 CREATE TEMP TABLE part AS SELECT DISTINCT w.id AS old, coalesce((n - 1) >> 10, 0) AS part FROM (SELECT id FROM windows_100 ORDER BY id LIMIT 200) w LEFT JOIN records_100 r ON r.window = w.id;
