@@ -14,6 +14,13 @@ sudo=
 [ "$(id -u)" = 0 ] || sudo=sudo
 echo "installing:$missing"
 export DEBIAN_FRONTEND=noninteractive
+# A server that is installed for the tests is not to be started by Debian: they start their own (invoke-rc.d(8)).
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+	printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
+	$sudo chmod 755 "$policy"
+	trap '$sudo rm -f "$policy"' EXIT
+fi
 # shellcheck disable=SC2086
 $sudo apt-get install -y --no-install-recommends $missing >/dev/null 2>&1 || {
 	$sudo apt-get update >/dev/null

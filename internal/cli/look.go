@@ -113,6 +113,14 @@ func printStatus(w io.Writer, s recorder.Status) {
 		}
 		line("sink", "%s: %d failures, %d windows waiting: %s", k.Name, k.Failures, k.Waiting, or(k.Error, "ok now"))
 	}
+	if r := s.Remote; r != nil {
+		how := "connected"
+		if !r.Connected {
+			how = or(r.Error, "not connected yet")
+		}
+		line("SQL server", "%s: %s", r.Server, how)
+		line("", "%d records delivered, %d wait in the spool (%d of %d MB), %d dropped, %d without a hash, %d values cut", r.Delivered.Records, r.Waiting.Records, r.Bytes>>20, r.Limit>>20, r.Dropped.Records, r.NoHash, r.Cut)
+	}
 	line("snitch.db", "%d bytes", s.DatabaseBytes)
 	printNotices(line, s)
 	line("feed", "%d readers, %d dropped, %d refused", s.Feed.Readers, s.Feed.Dropped, s.Feed.Refused)
@@ -235,17 +243,12 @@ func printReport(w io.Writer, r sensor.Report) {
 	t.Flush()
 }
 
-// printConfig tells what the config file asks for that this version does not do.
+// printConfig tells whether the config file can be read.
 func printConfig(env Env) {
-	c, path, err := daemon.ReadConfig(env.Getenv)
+	_, path, err := daemon.ReadConfig(env.Getenv)
 	switch {
 	case err != nil:
 		fmt.Fprintf(env.Stdout, "\nConfig\n  %s  %v\n", mark(false), err)
-	case len(c.Later()) > 0:
-		fmt.Fprintf(env.Stdout, "\nConfig %s\n", path)
-		for _, k := range c.Later() {
-			fmt.Fprintf(env.Stdout, "  -  %q is without effect in this version\n", k)
-		}
 	default:
 		fmt.Fprintf(env.Stdout, "\nConfig\n  %s  %s\n", mark(true), path)
 	}

@@ -18,6 +18,7 @@ const (
 	KeySizeLimit     = "DB size limit (MB)"
 	KeySQLLog        = "DB sql log"
 	KeySQLServer     = "DB sql server"
+	KeySpoolLimit    = "DB spool limit (MB)"
 	KeyTextFormat    = "DB text format"
 	KeyTextLimit     = "DB text limit (MB)"
 	KeyTextLog       = "DB text log"
@@ -48,6 +49,7 @@ type Config struct {
 	SizeLimit     int      // MB (2^20 bytes) of snitch.db above which the oldest rows are deleted; 0: none
 	SQLLog        bool     // write snitch.db
 	SQLServer     Server   // remote copy; zero: none
+	SpoolLimit    int      // MB (2^20 bytes) that wait on disk for the server
 	TextFormat    string   // of conn.log: FormatCSV or FormatJSON
 	TextLimit     int      // MB (2^20 bytes) at which conn.log becomes conn.log.1; 0: never
 	TextLog       bool     // write conn.log
@@ -76,11 +78,12 @@ const (
 	FormatJSON = "json" // one JSON object per line, with all fields
 )
 
-// Server says where the remote copy goes. Its parameters are the ones of the client's own connect call.
+// Server says where the remote copy goes.
 type Server struct {
-	Client string            // "mariadb", "psycopg", "psycopg2" or "pymysql"; "": no server
-	Table  string            // table name; "": the client's default, "connections"
-	Params map[string]Secret // connection parameters as text; a nested key is joined with "."
+	Client  string            // as the user wrote it, one of clients; "": no server
+	Dialect string            // DialectPostgres or DialectMySQL
+	Table   string            // table name; "": the default, "connections"
+	Params  map[string]Secret // connection parameters, by the one name that ServerParameters gives them
 }
 
 // Ignore lists what is left out of the connection log.
@@ -102,6 +105,7 @@ func Default() Config {
 		Bandwidth:     true,
 		RetentionDays: 365,
 		SQLLog:        true,
+		SpoolLimit:    256,
 		TextFormat:    FormatCSV,
 		WriteLimit:    10,
 		Notifications: true,
@@ -113,23 +117,6 @@ func Default() Config {
 		VTURL:         "https://www.virustotal.com/api/v3",
 		VTLimit:       15,
 	}
-}
-
-// Later returns the keys that are set to something else than their default although the feature behind them is
-// not built yet, so that nobody believes they work.
-func (c Config) Later() []string {
-	var keys []string
-	for _, k := range []struct {
-		key string
-		set bool
-	}{
-		{KeySQLServer, c.SQLServer.Client != ""},
-	} {
-		if k.set {
-			keys = append(keys, k.key)
-		}
-	}
-	return keys
 }
 
 // Secret is a text that must not be seen: it prints as "(hidden)" in every format. Reveal gives the text.

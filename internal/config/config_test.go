@@ -48,11 +48,15 @@ func TestParse(t *testing.T) {
 		{"ignore", `{"Log ignore": [53, -1, "` + hash + `", "com.Example", "xn--p1ai"]}`, func(c *Config) {
 			c.LogIgnore = Ignore{Ports: []int{53, -1}, SHA256: []string{strings.ToLower(hash)}, Domains: []string{"com.example", "xn--p1ai"}}
 		}},
-		{"server", `{"DB sql server": {"client": "psycopg", "table_name": "audit.conns", "host": "db", "port": 5432, "password": "s3cret", "ssl": {"ca": "/x"}}}`, func(c *Config) {
-			c.SQLServer = Server{Client: "psycopg", Table: "audit.conns", Params: map[string]Secret{"host": "db", "port": "5432", "password": "s3cret", "ssl.ca": "/x"}}
+		{"server", `{"DB sql server": {"client": "psycopg", "table_name": "audit.conns", "host": "db", "port": 5432, "user": "u", "dbname": "d", "password": "s3cret", "sslmode": "verify-full", "client_encoding": "utf8", "options": null}}`, func(c *Config) {
+			c.SQLServer = Server{Client: "psycopg", Dialect: DialectPostgres, Table: "audit.conns", Params: map[string]Secret{"host": "db", "port": "5432", "user": "u", "database": "d", "password": "s3cret", "sslmode": "verify-full"}}
 		}},
-		{"brackets in texts and comments", `{"DB sql server": {"client": "pymysql", "password": "` + strings.Repeat("[{", 99) + `\"", "user": '` + strings.Repeat("[", 99) + `''` + `'}} # ` + strings.Repeat("[", 99) + "\n# it's " + strings.Repeat("{", 99), func(c *Config) {
-			c.SQLServer = Server{Client: "pymysql", Params: map[string]Secret{"password": Secret(strings.Repeat("[{", 99) + `"`), "user": Secret(strings.Repeat("[", 99) + "'")}}
+		{"other server", `{"DB spool limit (MB)": 16, "DB sql server": {"client": "pymysql", "unix_socket": "/run/s", "username": "u", "db": "d", "passwd": "s3cret", "charset": "utf8mb4", "ssl": {"ca": "/x", "check_hostname": true}}}`, func(c *Config) {
+			c.SpoolLimit = 16
+			c.SQLServer = Server{Client: "pymysql", Dialect: DialectMySQL, Params: map[string]Secret{"unix_socket": "/run/s", "user": "u", "database": "d", "password": "s3cret", "ssl_ca": "/x", "ssl_verify_identity": "true"}}
+		}},
+		{"brackets in texts and comments", `{"DB sql server": {"client": "pymysql", "password": "` + strings.Repeat("[{", 99) + `\"", "db": "d", "user": '` + strings.Repeat("[", 99) + `''` + `'}} # ` + strings.Repeat("[", 99) + "\n# it's " + strings.Repeat("{", 99), func(c *Config) {
+			c.SQLServer = Server{Client: "pymysql", Dialect: DialectMySQL, Params: map[string]Secret{"password": Secret(strings.Repeat("[{", 99) + `"`), "database": "d", "user": Secret(strings.Repeat("[", 99) + "'")}}
 		}},
 		{"text log", `{"DB text format": "json", "DB text limit (MB)": 100}`, func(c *Config) { c.TextFormat, c.TextLimit = FormatJSON, 100 }},
 		{"notify", `{"Notify first digest (minutes)": 0, "Notify ignore": ["/home/*/dev/**", "make", "` + hash + `", "/a b/ä"]}`, func(c *Config) {
@@ -117,6 +121,13 @@ func TestParseErrors(t *testing.T) {
 		{"ignore is no list", `{"Log ignore": 443}`, []string{"443", "a list of ports"}},
 		{"nested list", `{"Log ignore": [[1]]}`, []string{"wrong type"}},
 		{"client", `{"DB sql server": {"client": "oracle"}}`, []string{"oracle", "psycopg"}},
+		{"parameter of another client", `{"DB sql server": {"client": "psycopg", "user": "u", "db": "d", "password": "hush"}}`, []string{`parameter "db" is unknown to client "psycopg"`, "allowed: table_name", "dbname"}},
+		{"parameter that would do nothing", `{"DB sql server": {"client": "pymysql", "user": "u", "db": "d", "autocommit": true}}`, []string{`parameter "autocommit" is unknown`, "unix_socket"}},
+		{"parameter under two names", `{"DB sql server": {"client": "pymysql", "user": "u", "db": "d", "password": "x", "passwd": "y"}}`, []string{`"password" is there twice`}},
+		{"parameter's value", `{"DB sql server": {"client": "psycopg", "user": "u", "dbname": "d", "sslmode": "hush"}}`, []string{`"sslmode"`, "verify-full"}},
+		{"server's port", `{"DB sql server": {"client": "mysql", "user": "u", "db": "d", "port": 65536}}`, []string{`"port"`, "from 1 to 65535"}},
+		{"no database", `{"DB sql server": {"client": "mysql", "user": "u"}}`, []string{`"database" is missing`}},
+		{"spool", `{"DB spool limit (MB)": 1}`, []string{"from 16 to"}},
 		{"no client", `{"DB sql server": {"host": "x"}}`, []string{`"client" is missing`}},
 		{"table name", `{"DB sql server": {"client": "pymysql", "table_name": "x; drop table y"}}`, []string{"table_name", "letters"}},
 		{"format", `{"DB text format": "xml"}`, []string{`"DB text format": "xml"`, `"csv" or "json"`}},
@@ -218,20 +229,6 @@ func TestSecretsStayHidden(t *testing.T) {
 	}
 	if c.VTKey.Reveal() != secret {
 		t.Error("Reveal does not give the text")
-	}
-}
-
-func TestLater(t *testing.T) {
-	if got := Default().Later(); got != nil {
-		t.Errorf("defaults: %v", got)
-	}
-	c, err := Parse([]byte(`{"DB retention (days)": 1, "Desktop notifications": false, "Every exe (not just conns)": true, "VT API key": "k", "DB text log": true, "DB sql server": {"client": "pymysql"}}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []string{KeySQLServer}
-	if d := cmp.Diff(want, c.Later()); d != "" {
-		t.Error(d)
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -65,7 +64,6 @@ func Run(ctx context.Context, o Options) error {
 	}
 	board := &bulletin{}
 	board.post(folder.notices...)
-	board.post(later(c)...)
 	if err := setNoFile(c.NoFile); err != nil {
 		board.post(event.Notice{Level: "warning", Text: fmt.Sprintf("%q: %d: %v", config.KeyNoFile, c.NoFile, err), Hint: "choose a smaller number, or null"})
 	}
@@ -127,19 +125,6 @@ func Run(ctx context.Context, o Options) error {
 		return nil
 	}
 	return err
-}
-
-// later says which keys are set although their feature is not built yet.
-func later(c config.Config) []event.Notice {
-	keys := c.Later()
-	if len(keys) == 0 {
-		return nil
-	}
-	return []event.Notice{{
-		Level: "warning",
-		Text:  "config.json sets what this version does not do yet: " + strings.Join(keys, ", "),
-		Hint:  "these keys are without effect; see README.md, Not yet",
-	}}
 }
 
 // watchFolder tells once per change that the path of the folder does not lead to the open folder any more: what is

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -151,8 +152,5 @@ func Replay(ctx context.Context, file, dir string, o Options) error {
 	if err != nil {
 		return err
 	}
-	for _, n := range later(c) {
-		tell(o.Logger, n)
-	}
-	return recorder.Run(ctx, in, recorder.Options{Dir: dir, Settings: settings(c, uint32(os.Getuid())), Live: o.Live, Logger: o.Logger})
+	return recorder.Run(ctx, in, recorder.Options{Dir: dir, Settings: settings(c, uint32(os.Getuid())), Linger: 30 * time.Second, Live: o.Live, Logger: o.Logger})
 }

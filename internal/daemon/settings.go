@@ -8,6 +8,8 @@ import (
 // settings is what the recorder needs of config.json. The recorder does not know the file.
 func settings(c config.Config, owner uint32) recorder.Settings {
 	return recorder.Settings{
+		Remote: server(c),
+
 		SQLLog:       c.SQLLog,
 		TextLog:      c.TextLog,
 		TextJSON:     c.TextFormat == config.FormatJSON,
@@ -37,4 +39,16 @@ func settings(c config.Config, owner uint32) recorder.Settings {
 		NotifyIgnore: c.NotifyIgnore,
 		NotifyDigest: int64(c.NotifyDigest),
 	}
+}
+
+// server is the remote copy; nil: none.
+func server(c config.Config) *recorder.RemoteSettings {
+	if c.SQLServer.Client == "" {
+		return nil
+	}
+	s := &recorder.RemoteSettings{Client: c.SQLServer.Client, Dialect: c.SQLServer.Dialect, Table: c.SQLServer.Table, Params: make(map[string]string), Limit: int64(c.SpoolLimit) << 20}
+	for k, v := range c.SQLServer.Params {
+		s.Params[k] = v.Reveal()
+	}
+	return s
 }

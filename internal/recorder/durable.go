@@ -86,6 +86,28 @@ const (
 	finalPause = time.Second / 2
 )
 
+// linger is how long the end of a recorder goes on delivering to the SQL server: it and finalTime must be less than what the
+// sensor gives.
+const linger = 3 * time.Second
+
+// tellServer tells what the delivery to the SQL server has to say.
+func (r *recorder) tellServer() {
+	if r.server == nil {
+		return
+	}
+	for _, n := range r.server.Notices() {
+		r.notice(n.Level, n.Text, n.Hint)
+	}
+	st := r.server.Status()
+	if n := st.Dropped.Records - r.serverDropped; n > 0 {
+		r.tell.add("spool", n)
+		r.serverDropped = st.Dropped.Records
+	}
+	if n := r.tell.due("spool", r.at, r.final); n > 0 {
+		r.notice("error", fmt.Sprintf("%d records did not reach the SQL server and were dropped from its full spool", n), "bring the server back, or raise \"DB spool limit (MB)\"; snitch.db has them")
+	}
+}
+
 // finish writes what waits, and tries again for finalTime in all: at the last ledger, so that it is acknowledged, and again
 // when the stream ends. It reports whether all is on disk.
 func (r *recorder) finish() bool {
@@ -141,6 +163,7 @@ func (r *recorder) shut() error {
 	if r.desk != nil {
 		r.desk.Close()
 	}
+	r.tellServer()
 	if r.feed != nil {
 		err = errors.Join(err, r.feed.Close()) // last: a reader may need a moment to go
 	}

@@ -82,7 +82,7 @@ func liveLine(clock string, r *flow.Record) string {
 	if p.Script != nil && p.Script.Digest.SHA256 != "" {
 		sum += " › " + short(p.Script.Digest.SHA256)
 	}
-	line := clock + " " + pad(cut(name, 15), 15) + " " + arrow + " " + pad(remote(r), remoteWidth) + " " + pad(proto, 6) +
+	line := clock + " " + pad(cut(name, 15), 15) + " " + arrow + " " + pad(remoteName(r), remoteWidth) + " " + pad(proto, 6) +
 		" ↑" + lead(amount(r.Sent), 8) + "  ↓" + lead(amount(r.Received), 8) + " " + lead(conns, 7) + "  " + exe
 	if sum != "" {
 		line += "  " + sum
@@ -105,8 +105,8 @@ func short(sum string) string { return sum[:min(len(sum), 12)] }
 // remoteWidth holds every IPv4 address; an IPv6 address that is longer is shown whole.
 const remoteWidth = 28
 
-// remote is name or address, and port. A long name loses its beginning: the end says whose it is.
-func remote(r *flow.Record) string {
+// remoteName is name or address, and port. A long name loses its beginning: the end says whose it is.
+func remoteName(r *flow.Record) string {
 	a := r.Remote.Addr()
 	port := ":" + strconv.Itoa(int(r.Remote.Port()))
 	if r.Remote.Port() == 0 {

@@ -5,6 +5,7 @@
 package recorder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ import (
 	"github.com/picosnitch/picosnitch/internal/recorder/names"
 	"github.com/picosnitch/picosnitch/internal/recorder/notify"
 	"github.com/picosnitch/picosnitch/internal/recorder/origin"
+	"github.com/picosnitch/picosnitch/internal/recorder/remote"
 	"github.com/picosnitch/picosnitch/internal/recorder/store"
 	"github.com/picosnitch/picosnitch/internal/recorder/virustotal"
 )
@@ -61,6 +63,7 @@ type Options struct {
 	Live     io.Writer                // gets a readable line per flow; nil: none
 	Reopen   <-chan struct{}          // open conn.log again: it was moved away; nil: never
 	Ack      func(batch uint64) error // told how far the stream is on disk; nil: nobody is
+	Linger   time.Duration            // how long the end may wait for the SQL server; 0: three seconds
 	Logger   *slog.Logger             // nil: none
 	Zone     *time.Location           // of the times in conn.log, error.log and Live; nil: time.Local
 
@@ -83,7 +86,6 @@ type recorder struct {
 	sqlite    *store.SQLite // nil: off
 	text      *store.Text   // nil: off
 	queues    []*store.Queue
-	feed      *feed.Feed // nil: none
 	desk      *desk.Desk // nil: none
 	ways      []notify.Way
 
@@ -92,7 +94,9 @@ type recorder struct {
 	unkept         []virustotal.Result // not in snitch.db yet
 	asked          time.Time           // when it was looked for what is to be asked
 	unread         []unread
-	live           *live // nil: none
+	server         *remote.Remote // nil: off
+	feed           *feed.Feed     // nil: none
+	live           *live          // nil: none
 	known          *known.Known
 	teller         *teller
 
@@ -125,6 +129,8 @@ type recorder struct {
 	badLine      error
 	badBatch     string
 	dropped      []store.Dropped // told, by queue
+
+	serverDropped uint64 // records dropped by the spool, told
 }
 
 // Run records the stream until it ends (EOF), which is no error. It always writes what it has taken in. ctx ends it earlier, if
@@ -199,6 +205,14 @@ func open(ctx context.Context, o Options) (*recorder, error) {
 			return nil, errors.Join(err, r.shut())
 		}
 		r.queues = append(r.queues, store.NewQueue(r.text, maxWaiting))
+	}
+	if s := o.Settings.Remote; s != nil {
+		r.server, err = remote.Open(*s, remote.Options{Dir: filepath.Join(o.Dir, "spool"), Zone: o.Zone, Linger: cmp.Or(o.Linger, linger)})
+		if err != nil {
+			r.notice("error", err.Error(), "")
+			return nil, errors.Join(err, r.shut())
+		}
+		r.queues = append(r.queues, store.NewQueue(r.server, maxWaiting))
 	}
 	r.dropped = make([]store.Dropped, len(r.queues))
 	if o.Live != nil {
@@ -378,6 +392,7 @@ func (r *recorder) takeLedger(l *event.Ledger) {
 	r.care(l.Final)
 	r.tellLosses(l.Final)
 	r.tellBadLines(l.Final)
+	r.tellServer()
 
 	if d := r.at - r.lastLedger; r.lastLedger != 0 && d > 0 && l.Events >= r.lastEvents {
 		r.now.EventsPerSecond = float64(l.Events-r.lastEvents) * float64(second) / float64(d)

@@ -61,6 +61,9 @@ func (r *recorder) resumeSinks() {
 	if r.text != nil {
 		at = append(at, r.text.Resume(r.hello.Stream))
 	}
+	if r.server != nil {
+		at = append(at, r.server.Resume(r.hello.Stream))
+	}
 	r.resume(none, at)
 }
 

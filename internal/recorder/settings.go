@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/picosnitch/picosnitch/internal/recorder/remote"
 	"github.com/picosnitch/picosnitch/internal/recorder/virustotal"
 )
 
@@ -29,6 +30,8 @@ type Settings struct {
 	Journal bool     `json:"journal"`           // "Notify journal"
 	Feed    bool     `json:"feed"`              // "Notify live feed"
 
+	Remote *remote.Settings `json:"remote,omitempty"` // "DB sql server" and "DB spool limit (MB)"; nil: none. Holds the password
+
 	VTKey    Key    `json:"vt_key,omitempty"` // "VT API key"
 	VTURL    string `json:"vt_url,omitempty"` // "VT API url"
 	VTUpload bool   `json:"vt_upload"`        // "VT file upload"
@@ -44,6 +47,9 @@ type Settings struct {
 
 // Key is the key of VirusTotal's API.
 type Key = virustotal.Key
+
+// RemoteSettings say where the copy off the machine goes.
+type RemoteSettings = remote.Settings
 
 // Defaults are the mission's.
 func Defaults() Settings {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/desk"
+	"github.com/picosnitch/picosnitch/internal/recorder/remote"
 	"github.com/picosnitch/picosnitch/internal/recorder/store"
 	"github.com/picosnitch/picosnitch/internal/recorder/virustotal"
 )
@@ -51,10 +52,11 @@ type Status struct {
 	Shortened     uint64      `json:"shortened"`     // command lines cut because all of them were too long together
 	Forgotten     uint64      `json:"forgotten"`     // process images dropped because there were too many at once
 
-	Sinks    []SinkStatus  `json:"sinks"`
-	Feed     FeedStatus    `json:"feed"`
-	Desktops []desk.Status `json:"desktops,omitempty"`
-	Ways     []WayStatus   `json:"ways,omitempty"`
+	Sinks    []SinkStatus   `json:"sinks"`
+	Remote   *remote.Status `json:"remote,omitempty"` // the SQL server; nil: none
+	Feed     FeedStatus     `json:"feed"`
+	Desktops []desk.Status  `json:"desktops,omitempty"`
+	Ways     []WayStatus    `json:"ways,omitempty"`
 
 	VirusTotal *virustotal.Status `json:"virustotal,omitempty"` // nil: nobody is asked
 	Notices    NoticeStatus       `json:"notices"`
@@ -149,6 +151,10 @@ func (r *recorder) publishStatus() {
 	s.Records, s.Processes = r.table.Len(), r.processes.Len()
 	if r.sqlite != nil {
 		s.DatabaseBytes = r.sqlite.Size()
+	}
+	if r.server != nil {
+		st := r.server.Status()
+		s.Remote = &st
 	}
 	for _, q := range r.queues {
 		n, err := q.Failures()

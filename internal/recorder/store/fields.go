@@ -1,6 +1,7 @@
 package store
 
 import (
+	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
 )
 
@@ -76,6 +77,7 @@ func Fields() []Field {
 		number("local_port", func(_ w, x r) int64 { return int64(x.Local.Port()) }),
 		text("domain_source", func(_ w, x r) string { return x.Domain.Source }),
 		number("net_ns", func(_ w, x r) int64 { return int64(x.NetNS) }),
+		text("reason", func(_ w, x r) string { return x.Program.Executable.Digest.Reason }),
 		text("script", func(_ w, x r) string {
 			if s := x.Program.Script; s != nil {
 				return s.Path
@@ -90,15 +92,23 @@ func Fields() []Field {
 			return ""
 		}),
 		text("preload", func(_ w, x r) string { return x.Program.Preload }),
-		text("place", func(_ w, x r) string { return x.Program.Place.Label() }),
-		text("place_path", func(_ w, x r) string {
+	)
+	place := func(name string, get func(*event.Place) string) {
+		f = append(f, text(name, func(_ w, x r) string {
 			if p := x.Program.Place; p != nil {
-				return p.Path
+				return get(p)
 			}
 			return ""
-		}),
-		text("reason", func(_ w, x r) string { return x.Program.Executable.Digest.Reason }),
-	)
+		}))
+	}
+	place("place", (*event.Place).Label)
+	place("place_path", func(p *event.Place) string { return p.Path })
+	place("unit", func(p *event.Place) string { return p.Unit })
+	place("user_unit", func(p *event.Place) string { return p.UserUnit })
+	place("session", func(p *event.Place) string { return p.Session })
+	place("container", func(p *event.Place) string { return p.Container })
+	place("pod", func(p *event.Place) string { return p.Pod })
+	place("app", func(p *event.Place) string { return p.App })
 	return append(f, program("g", func(x r) *flow.Program {
 		if p := x.Program.Parent; p != nil {
 			return p.Parent
