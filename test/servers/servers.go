@@ -28,11 +28,12 @@ type Server struct {
 	Socket string // directory (PostgreSQL) or path (MariaDB)
 	Admin  string // account that may do everything, over the socket and without a password
 
-	binary string
-	args   []string
-	cmd    *exec.Cmd
-	ended  chan struct{}
-	words  *bytes.Buffer
+	password string // of Admin, over TCP; "": over the socket, without one
+	binary   string
+	args     []string
+	cmd      *exec.Cmd
+	ended    chan struct{}
+	words    *bytes.Buffer
 }
 
 // limit is how long a server may take to answer.
@@ -208,6 +209,9 @@ func (s *Server) SQL(database, text string) (string, error) {
 	var err error
 	if s.Kind == "mariadb" {
 		args := []string{"--no-defaults", "-S", s.Socket, "-u", s.Admin, "-N", "-B", "--default-character-set=utf8mb4", "-e", text}
+		if s.password != "" {
+			args = append(args, "--protocol=tcp", "-h", "127.0.0.1", "-P", strconv.Itoa(s.Port), "-p"+s.password)
+		}
 		if database != "" {
 			args = append(args, database)
 		}
@@ -221,12 +225,23 @@ func (s *Server) SQL(database, text string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if s.password != "" && s.Kind == "postgres" {
+		c.Args = append(c.Args, "-h", "127.0.0.1")
+		c.Env = append(c.Env, "PGPASSWORD="+s.password)
+	}
 	var out, words bytes.Buffer
 	c.Stdout, c.Stderr = &out, &words
 	if err := c.Run(); err != nil {
 		return "", fmt.Errorf("%s: %w: %s", text, err, &words)
 	}
 	return out.String(), nil
+}
+
+// As is the server as another account sees it, over TCP and with a password.
+func (s *Server) As(user, password string) *Server {
+	c := *s
+	c.Admin, c.password = user, password
+	return &c
 }
 
 // Kill ends all processes of the server at once, as a crash of the machine would.

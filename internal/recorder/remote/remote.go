@@ -74,6 +74,7 @@ type Status struct {
 	Failures  uint64      `json:"failures"`        // tries that failed since the start
 	Delivered spool.Count `json:"delivered"`       // since the start
 	Waiting   spool.Count `json:"waiting"`         // in the spool
+	Frames    uint64      `json:"frames"`          // windows in the spool
 	Bytes     int64       `json:"spool_bytes"`     // on disk
 	Limit     int64       `json:"spool_limit"`     // bytes
 	Oldest    int64       `json:"oldest"`          // unix seconds at which what waits longest was recorded; 0: nothing waits
@@ -207,7 +208,7 @@ func (r *Remote) Status() Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	st := r.status
-	st.Waiting, st.Bytes, st.Limit, st.Oldest, st.Dropped, st.Damaged = s.Waiting, s.Bytes, r.o.Limit, s.Oldest, s.Dropped, s.Damaged
+	st.Waiting, st.Frames, st.Bytes, st.Limit, st.Oldest, st.Dropped, st.Damaged = s.Waiting, s.Frames, s.Bytes, r.o.Limit, s.Oldest, s.Dropped, s.Damaged
 	return st
 }
 

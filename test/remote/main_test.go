@@ -1,4 +1,4 @@
-package remote
+package remote_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/picosnitch/picosnitch/internal/recorder/remote"
 	"github.com/picosnitch/picosnitch/internal/recorder/spool"
 	"github.com/picosnitch/picosnitch/test/servers"
 	"github.com/picosnitch/picosnitch/test/windows"
@@ -54,11 +55,11 @@ type target struct {
 }
 
 func targets(t *testing.T, f func(t *testing.T, g *target)) {
-	for _, dialect := range []string{Postgres, MySQL} {
+	for _, dialect := range []string{remote.Postgres, remote.MySQL} {
 		t.Run(dialect, func(t *testing.T) {
 			s := &postgresServer
 			start := func() (*servers.Server, error) { return servers.StartPostgres() }
-			if dialect == MySQL {
+			if dialect == remote.MySQL {
 				s = &mariadbServer
 				start = func() (*servers.Server, error) {
 					return servers.StartMariaDB("--innodb-lock-wait-timeout=5")
@@ -80,7 +81,7 @@ func newTarget(t *testing.T, s *servers.Server, dialect string) *target {
 	t.Helper()
 	name := fmt.Sprintf("t%d", time.Now().UnixNano())
 	g := &target{s, dialect, name, name}
-	if dialect == Postgres {
+	if dialect == remote.Postgres {
 		g.must(t, "", fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s'", name, strings.ReplaceAll(secret, "'", "''")))
 		g.must(t, "", "CREATE DATABASE "+name)
 		g.must(t, name, "CREATE SCHEMA log; ALTER DATABASE "+name+" SET search_path = log; GRANT USAGE, CREATE ON SCHEMA log TO "+name)
@@ -103,7 +104,7 @@ func (g *target) must(t *testing.T, database, text string) string {
 // ask runs a statement in the target's database.
 func (g *target) ask(t *testing.T, text string) string {
 	t.Helper()
-	if g.dialect == Postgres {
+	if g.dialect == remote.Postgres {
 		return g.must(t, g.database, "SET search_path = log; SET timezone = 'UTC'; "+text)
 	}
 	return g.must(t, g.database, text)
@@ -118,19 +119,19 @@ func (g *target) number(t *testing.T, text string) int {
 	return n
 }
 
-func (g *target) settings() Settings {
+func (g *target) settings() remote.Settings {
 	client := "psycopg"
-	if g.dialect == MySQL {
+	if g.dialect == remote.MySQL {
 		client = "pymysql"
 	}
-	return Settings{Client: client, Dialect: g.dialect, Limit: spool.MinLimit, Params: map[string]string{
+	return remote.Settings{Client: client, Dialect: g.dialect, Limit: spool.MinLimit, Params: map[string]string{
 		"host": "127.0.0.1", "port": strconv.Itoa(g.Port), "user": g.user, "password": secret, "database": g.database,
 	}}
 }
 
-func start(t *testing.T, s Settings, dir string) *Remote {
+func start(t *testing.T, s remote.Settings, dir string) *remote.Remote {
 	t.Helper()
-	r, err := Open(s, Options{Dir: dir, Zone: time.UTC, Linger: 5 * time.Second, Wait: 100 * time.Millisecond})
+	r, err := remote.Open(s, remote.Options{Dir: dir, Zone: time.UTC, Linger: 5 * time.Second, Wait: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +141,7 @@ func start(t *testing.T, s Settings, dir string) *Remote {
 func spoolDir(t *testing.T) string { return filepath.Join(t.TempDir(), "spool") }
 
 // until waits for something that another goroutine or process does.
-func until(t *testing.T, r *Remote, what string, ok func() bool) {
+func until(t *testing.T, r *remote.Remote, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(40 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -152,17 +153,17 @@ func until(t *testing.T, r *Remote, what string, ok func() bool) {
 	}
 }
 
-func delivered(t *testing.T, r *Remote) {
+func delivered(t *testing.T, r *remote.Remote) {
 	t.Helper()
-	until(t, r, "everything is delivered", func() bool { return r.spool.Chain() == "" })
+	until(t, r, "everything is delivered", func() bool { return r.Status().Frames == 0 })
 }
 
 // client spools windows and delivers them until it is killed. It says how far it is.
 func client(what string) {
 	var dialect, dir, port, database string
 	fmt.Sscan(what, &dialect, &dir, &port, &database)
-	s := Settings{Client: "psycopg", Dialect: dialect, Limit: 1 << 30, Params: map[string]string{"host": "127.0.0.1", "port": port, "user": database, "password": secret, "database": database}}
-	r, err := Open(s, Options{Dir: dir, Zone: time.UTC, Wait: 100 * time.Millisecond})
+	s := remote.Settings{Client: "psycopg", Dialect: dialect, Limit: 1 << 30, Params: map[string]string{"host": "127.0.0.1", "port": port, "user": database, "password": secret, "database": database}}
+	r, err := remote.Open(s, remote.Options{Dir: dir, Zone: time.UTC, Wait: 100 * time.Millisecond})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
