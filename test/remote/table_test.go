@@ -14,24 +14,9 @@ import (
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
 	"github.com/picosnitch/picosnitch/internal/recorder/remote"
 	"github.com/picosnitch/picosnitch/internal/recorder/spool"
-	"github.com/picosnitch/picosnitch/internal/recorder/store"
 	"github.com/picosnitch/picosnitch/internal/schema"
 	"github.com/picosnitch/picosnitch/test/windows"
 )
-
-// TestColumns: the table that we make has a column for every field that we have, by its name, and for nothing else.
-func TestColumns(t *testing.T) {
-	var want, got []string
-	for _, f := range store.Fields() {
-		want = append(want, f.Name)
-	}
-	for _, c := range schema.RemoteColumns() {
-		got = append(got, c.Name)
-	}
-	if d := cmp.Diff(want, got); d != "" {
-		t.Error(d)
-	}
-}
 
 // read returns all rows of a table as JSON objects, in the order of net_ns and local_port.
 func (g *target) read(t *testing.T, table string) (rows []map[string]string) {

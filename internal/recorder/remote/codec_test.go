@@ -7,6 +7,8 @@ import (
 
 	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
+	"github.com/picosnitch/picosnitch/internal/recorder/store"
+	"github.com/picosnitch/picosnitch/internal/schema"
 	"github.com/picosnitch/picosnitch/test/windows"
 )
 
@@ -80,4 +82,18 @@ func FuzzDecode(f *testing.F) {
 			summarize(&delivery{windows: []*flow.Window{w}})
 		}
 	})
+}
+
+// TestColumns: the table that we make has a column for every field that we have, by its name, and for nothing else.
+func TestColumns(t *testing.T) {
+	var want, got []string
+	for _, f := range store.Fields() {
+		want = append(want, f.Name)
+	}
+	for _, c := range schema.RemoteColumns() {
+		got = append(got, c.Name)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
 }
