@@ -220,6 +220,7 @@ func recordStream(o ChildOptions) error {
 		Door:     door,
 		Logger:   log,
 		Reopen:   reopen,
+		Tool:     packageTool,
 		Ack: func(batch uint64) error {
 			mu.Lock()
 			defer mu.Unlock()
