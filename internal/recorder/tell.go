@@ -59,7 +59,10 @@ type teller struct {
 	changed bool      // the state, since it was kept
 	kept    time.Time
 	told    uint64
-	full    uint64 // of left, told
+	out     []outgoing // given out, not delivered yet
+	full    uint64     // of left, told
+	lastID  uint64
+	look    time.Time // when the ways were last asked what is delivered
 }
 
 // untold is a thing on its way to the Decider.
@@ -87,8 +90,10 @@ func newTeller(k *known.Known, d *notify.Decider, ways []notify.Way, o Options, 
 	if o.Tool != nil {
 		t.finder = origin.New(origin.Options{Tool: o.Tool})
 	}
-	state, open := k.Restore()
-	d.Restore(state, time.Now().UnixNano())
+	var state kept
+	open := k.Restore(&state)
+	d.Restore(state.State, time.Now().UnixNano())
+	t.resume(state.Out)
 	for _, seq := range slices.Sorted(maps.Keys(open)) {
 		t.offer(seq, open[seq])
 	}
@@ -273,16 +278,23 @@ func (t *teller) add(u *untold) {
 
 // tell gives out what is due, and keeps the state.
 func (t *teller) tell() {
-	due := t.decider.Due(time.Now().UnixNano())
-	for _, n := range due {
+	now := time.Now()
+	due := t.decider.Due(now.UnixNano())
+	for i := range due {
 		t.told++
+		due[i].ID = max(t.lastID+1, uint64(now.UnixNano()))
+		t.lastID = due[i].ID
+		t.outgo(due[i])
+	}
+	delivered := len(due) == 0 && t.delivered(now)
+	if len(due) > 0 || delivered || t.changed && now.Sub(t.kept) >= keepEvery {
+		t.keep() // before anybody gets them: a kill repeats what was not offered, and nothing else
+	}
+	for _, n := range due {
 		for _, w := range t.ways {
 			w.Offer(n)
 		}
 		t.publish(n)
-	}
-	if len(due) > 0 || t.changed && time.Since(t.kept) >= keepEvery {
-		t.keep()
 	}
 	t.figures()
 }
@@ -291,7 +303,7 @@ func (t *teller) keep() {
 	if !t.changed && len(t.took) == 0 {
 		return
 	}
-	t.known.Took(t.decider.State(), t.took)
+	t.known.Took(kept{t.decider.State(), t.out}, t.took)
 	t.took, t.changed, t.kept = nil, false, time.Now()
 }
 
@@ -321,6 +333,9 @@ func (t *teller) pause() time.Duration {
 	if next := t.decider.Next(); next != 0 {
 		until(time.Unix(0, next).Sub(now))
 	}
+	if len(t.out) > 0 {
+		until(t.look.Add(t.lookEvery(now)).Sub(now))
+	}
 	if t.changed {
 		until(keepEvery - now.Sub(t.kept))
 	}
@@ -332,7 +347,7 @@ func (t *teller) pause() time.Duration {
 		}
 		until(t.patience(now) - now.Sub(u.since))
 	}
-	return pause
+	return max(pause, time.Millisecond)
 }
 
 func (t *teller) figures() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -72,6 +73,7 @@ type stage struct {
 	k    *known.Known
 	tell *teller
 	way  *fakeWay
+	more notify.Way // nil: none
 	f    finder
 }
 
@@ -88,7 +90,11 @@ func (s *stage) start() {
 	if s.k.First() && s.t.Name() == "TestTellFirstMinutes" {
 		first = 3 * time.Minute
 	}
-	s.tell = newTeller(s.k, notify.New(notify.Options{First: first}), []notify.Way{s.way}, o, func(notify.Notice) {})
+	ways := []notify.Way{s.way}
+	if s.more != nil {
+		ways = append(ways, s.more)
+	}
+	s.tell = newTeller(s.k, notify.New(notify.Options{First: first}), ways, o, func(notify.Notice) {})
 	s.tell.finder = s.f
 	go s.tell.run()
 }
@@ -307,6 +313,85 @@ func TestTellRestart(t *testing.T) {
 				if s.kinds() != "new-program 1 /bin/a|" {
 					t.Errorf("after %v, killed %v: %s", pause, kill, s.kinds())
 				}
+				s.stop()
+			})
+		}
+	}
+}
+
+// fakeKeeper holds notices until somebody takes them.
+type fakeKeeper struct {
+	mu    sync.Mutex
+	held  []notify.Notice
+	whom  [][]string
+	taken *[]notify.Notice // outlives it
+}
+
+func (k *fakeKeeper) Name() string    { return "keeper" }
+func (k *fakeKeeper) Dropped() uint64 { return 0 }
+
+func (k *fakeKeeper) Offer(n notify.Notice) { k.Resume(n, []string{"all"}) }
+
+func (k *fakeKeeper) Resume(n notify.Notice, whom []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.held, k.whom = append(k.held, n), append(k.whom, whom)
+}
+
+func (k *fakeKeeper) Waiting() map[uint64][]string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	all := make(map[uint64][]string)
+	for i, n := range k.held {
+		all[n.ID] = slices.Clone(k.whom[i])
+	}
+	return all
+}
+
+func (k *fakeKeeper) take() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	*k.taken = append(*k.taken, k.held...)
+	k.held, k.whom = nil, nil
+}
+
+// TestTellUndelivered: what a way holds when the recorder is killed is delivered by the next one, and what it delivered is not repeated.
+func TestTellUndelivered(t *testing.T) {
+	for pause := time.Duration(0); pause < 3*time.Second; pause += 130 * time.Millisecond {
+		for _, delivery := range []time.Duration{600 * time.Millisecond, 1500 * time.Millisecond, time.Hour} {
+			if d := pause - delivery; d >= 0 && d < 150*time.Millisecond {
+				continue // delivered, and not asked yet
+			}
+			synctest.Test(t, func(t *testing.T) {
+				var taken []notify.Notice
+				k := &fakeKeeper{taken: &taken}
+				s := &stage{t: t, dir: t.TempDir(), way: &fakeWay{}, more: k}
+				s.start()
+				s.seen("/bin/a", 1)
+				if delivery < pause {
+					time.Sleep(delivery)
+					k.take()
+					time.Sleep(pause - delivery)
+				} else {
+					time.Sleep(pause)
+				}
+				synctest.Wait()
+				s.tell.ways = nil
+				s.tell.known = known.Open(known.Options{Dir: t.TempDir(), Zone: time.UTC}, 0)
+				s.tell.close()
+				for range 3 { // the second and third find what the first one kept
+					k = &fakeKeeper{taken: &taken}
+					s.more = k
+					s.start()
+					time.Sleep(3 * time.Second)
+					s.stop()
+				}
+				k.take()
+				if len(taken) != 1 || taken[0].Path != "/bin/a" || taken[0].Title == "" {
+					t.Errorf("killed after %v, taken after %v: %+v", pause, delivery, taken)
+				}
+				s.start()
+				time.Sleep(time.Minute)
 				s.stop()
 			})
 		}

@@ -276,8 +276,10 @@ func TestMany(t *testing.T) {
 	}
 	round("1")
 	settle("(new hash)", many)
-	// A kill of the recorder while 500 programs change, and one of both processes afterwards.
+	// A kill of the recorder while 500 programs change, and one of both processes afterwards. The feed keeps nothing for those who
+	// come later, so the kill comes when the first notice is there.
 	took := round("2")
+	l.wait(t, "changed", 5*time.Second)
 	st, err := m.Status()
 	if err != nil {
 		t.Fatal(err)

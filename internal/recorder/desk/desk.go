@@ -100,6 +100,7 @@ type show struct {
 	mute    Mute
 	undo    Mute
 	stands  int // for how many notices
+	ids     []uint64
 	crucial bool
 }
 

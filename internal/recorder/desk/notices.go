@@ -44,6 +44,7 @@ func (d *Desk) queue(u *user, n notify.Notice) {
 	s := show{
 		errand:  errand.Show{Title: n.Title, Body: n.Body, Urgency: urgency(n.Urgency), Icon: icon(n.Urgency)},
 		stands:  1,
+		ids:     []uint64{n.ID},
 		crucial: n.Urgency == notify.Critical,
 	}
 	if n.Mute != "" {
@@ -86,8 +87,10 @@ func (u *user) digest() {
 		return
 	}
 	stands, lines := 0, make([]string, 0, 10)
+	var ids []uint64
 	for _, s := range rest {
 		stands += s.stands
+		ids = append(ids, s.ids...)
 		if len(lines) < 8 {
 			lines = append(lines, s.errand.Title)
 		}
@@ -95,7 +98,7 @@ func (u *user) digest() {
 	lines = append(lines, whileAway)
 	all := stands + u.missed
 	body := strings.Join(lines, "\n")
-	one := show{errand: errand.Show{Title: fmt.Sprintf("%d notices while you were away", all), Body: body, Urgency: errand.Normal, Icon: icon(notify.Normal)}, stands: stands}
+	one := show{errand: errand.Show{Title: fmt.Sprintf("%d notices while you were away", all), Body: body, Urgency: errand.Normal, Icon: icon(notify.Normal)}, stands: stands, ids: ids}
 	one.errand.Fit()
 	u.missed = 0
 	u.shows = append(first, one)

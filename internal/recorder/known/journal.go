@@ -37,7 +37,7 @@ const maxJournal = 4 << 20
 // line is one line of the journal: News, State or Done.
 type line struct {
 	News  *news           `json:"news,omitempty"`
-	State json.RawMessage `json:"state,omitempty"` // notify.State
+	State json.RawMessage `json:"state,omitempty"` // what Took was given
 	Done  []written       `json:"done,omitempty"`  // for a journal that starts anew
 	Took  []uint64        `json:"took,omitempty"`  // the notices that State has
 }
@@ -126,9 +126,9 @@ func (j *journal) add(n *news) error {
 	return j.append(line{News: n})
 }
 
-// took appends the state of the Decider, which has these notices now.
-func (j *journal) took(s notify.State, seqs []uint64) error {
-	b, err := json.Marshal(s)
+// took appends the state, which has these notices now.
+func (j *journal) took(state any, seqs []uint64) error {
+	b, err := json.Marshal(state)
 	if err != nil {
 		return err
 	}

@@ -157,29 +157,27 @@ func (k *Known) replay(at int64) {
 // First reports whether nothing was known: everything will be new.
 func (k *Known) First() bool { return k.first }
 
-// Restore gives what a Decider before this one remembered, and the notices that it had not taken in, by their number.
-func (k *Known) Restore() (notify.State, map[uint64]notify.Notice) {
+// Restore fills in state with what Took was given last, and gives the notices that were not taken, by their number.
+func (k *Known) Restore(state any) map[uint64]notify.Notice {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	var s notify.State
 	if k.journal.state != nil {
-		if err := json.Unmarshal(k.journal.state, &s); err != nil {
+		if err := json.Unmarshal(k.journal.state, state); err != nil {
 			k.problem("journal", "the journal of record.json holds no state: "+err.Error(), "some notices may be repeated")
-			s = notify.State{}
 		}
 	}
 	open := make(map[uint64]notify.Notice, len(k.journal.open))
 	for seq, n := range k.journal.open {
 		open[seq] = *n
 	}
-	return s, open
+	return open
 }
 
-// Took says that a Decider has taken the notices with these numbers in, and what it remembers now.
-func (k *Known) Took(s notify.State, seqs []uint64) {
+// Took says that the notices with these numbers are part of a state now, which is kept for the next Restore.
+func (k *Known) Took(state any, seqs []uint64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if err := k.journal.took(s, seqs); err != nil {
+	if err := k.journal.took(state, seqs); err != nil {
 		k.problem("journal", "write the journal of record.json: "+err.Error(), "some notices may be repeated after a restart; free disk space")
 	}
 }

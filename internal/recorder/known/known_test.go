@@ -363,13 +363,14 @@ func TestKill(t *testing.T) {
 	if d := cmp.Diff(want.kinds(), b.kinds()); d != "" {
 		t.Errorf("told (-without +with kills):\n%s", d)
 	}
-	_, open := b.k.Restore()
+	open := b.k.Restore(&notify.State{})
 	if len(open) != len(want.told) {
 		t.Errorf("%d notices are open, %d were told", len(open), len(want.told))
 	}
 	b.k.Took(notify.State{Ignored: 7}, b.seqs)
 	b.kill()
-	if s, open := b.k.Restore(); len(open) != 0 || s.Ignored != 7 {
+	var s notify.State
+	if open := b.k.Restore(&s); len(open) != 0 || s.Ignored != 7 {
 		t.Errorf("after they were taken: %d open, %+v", len(open), s)
 	}
 	b.k.Close(b.at)

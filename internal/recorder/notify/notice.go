@@ -12,6 +12,8 @@ import (
 // Notice is one message to the user, and before that one thing that may become or join a message. Every text in it is printable
 // UTF-8 (event.Text) on one line, but for Body, whose lines are separated by newlines. None is markup: a way out escapes for its own language.
 type Notice struct {
+	// ID tells notices that were given out apart, also over restarts; 0 before.
+	ID      uint64  `json:"id,omitempty"`
 	Kind    Kind    `json:"kind"`
 	At      int64   `json:"at"`    // when the (first) thing happened; wall clock, ns since 1970
 	Count   int     `json:"count"` // for how many things it stands, at least 1
@@ -46,6 +48,16 @@ type Way interface {
 	Offer(Notice)
 	// Dropped counts the notices that were not delivered and never will be, since the start. It is safe for concurrent use.
 	Dropped() uint64
+}
+
+// Keeper is a Way that may hold notices for long, because nobody is there to take them. What it holds outlives the recorder: it is kept, and
+// handed to the Keeper of the next one.
+type Keeper interface {
+	Way
+	// Waiting says which notices are not delivered yet, by their ID, and for whom: names of the Keeper's own.
+	Waiting() map[uint64][]string
+	// Resume is Offer after a restart, for those who were named.
+	Resume(n Notice, whom []string)
 }
 
 // file is the file that the notice is about.
