@@ -324,8 +324,8 @@ func TestMany(t *testing.T) {
 	l3 := listen(t, m)
 	round("2")
 	time.Sleep(4 * time.Second)
-	if got := s.exeLog(m); strings.Count(got, "/many-") != strings.Count(before, "/many-") || len(l3.with("program")) != 0 {
-		t.Errorf("after a restart: %d lines more, told %+v", strings.Count(got, "\n")-strings.Count(before, "\n"), l3.with("program"))
+	if got := s.exeLog(m); strings.Count(got, "/many-") != strings.Count(before, "/many-") || len(l3.with("/many-")) != 0 {
+		t.Errorf("after a restart: %d lines more, told %+v", strings.Count(got, "/many-")-strings.Count(before, "/many-"), l3.with("/many-"))
 	}
 	if err := m.Stop(); err != nil {
 		t.Fatal(err)
