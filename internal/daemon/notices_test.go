@@ -225,7 +225,7 @@ func TestVirusTotal(t *testing.T) {
 		name := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
 		switch {
 		case broken:
-			http.Error(w, secret, 503)
+			http.Error(w, secret, http.StatusServiceUnavailable)
 		case r.Method == http.MethodPost:
 			f, _, err := r.FormFile("file")
 			if err != nil {

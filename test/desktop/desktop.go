@@ -141,12 +141,18 @@ type Screen struct {
 // StartScreen starts an X server that nobody sees.
 func StartScreen(t testing.TB) *Screen {
 	t.Helper()
+	return StartScreenOf(t, 640, 480)
+}
+
+// StartScreenOf starts one of a size in pixels.
+func StartScreenOf(t testing.TB, width, height int) *Screen {
+	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	cmd := exec.Command(Need(t, "Xvfb"), "-displayfd", "3", "-screen", "0", "640x480x24", "-ac", "-nolisten", "tcp")
+	cmd := exec.Command(Need(t, "Xvfb"), "-displayfd", "3", "-screen", "0", fmt.Sprintf("%dx%dx24", width, height), "-ac", "-nolisten", "tcp")
 	cmd.ExtraFiles = []*os.File{w}
 	p := start(t, cmd, nil)
 	w.Close()
@@ -298,9 +304,14 @@ func (s *Server) History(t testing.TB) []Notice {
 // Shot writes a picture of the screen, cut to what is on it.
 func (s *Screen) Shot(t testing.TB, path string) {
 	t.Helper()
-	cmd := exec.Command(Need(t, "import"), "-window", "root", "-trim", "-bordercolor", "black", "-border", "6", "-strip", "-colors", "64", path)
+	cmd := exec.Command(Need(t, "import"), "-window", "root", "-trim", "-bordercolor", "black", "-border", "6", "-strip", "+dither", "-colors", "48", "-depth", "8", "png8:"+path)
 	cmd.Env = append(os.Environ(), "DISPLAY="+s.Display)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("import: %v: %s", err, out)
+	}
+	// import writes the root window once per visual that the screen has.
+	base := strings.TrimSuffix(path, ".png")
+	if os.Rename(base+"-0.png", path) == nil {
+		os.Remove(base + "-1.png")
 	}
 }
