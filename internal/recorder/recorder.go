@@ -316,7 +316,10 @@ func (r *recorder) takeExecutable(e *event.Executable) {
 func (r *recorder) takeFlow(f *event.Flow) {
 	r.flows++
 	p, known := r.processes.Program(f.Process)
-	if known { // also what comes a second time: what is known already is no news
+	switch { // also what comes a second time: what is known already is no news
+	case known && f.Family == event.FamilyExec:
+		r.known.Seen(p, r.at, nil)
+	case known:
 		r.known.Seen(p, r.at, func() string { return r.remote(f) })
 	}
 	if r.repeated() {

@@ -261,7 +261,7 @@ func judge(n *notify.Notice, v origin.Verdict) {
 		if n.Kind == notify.Changed || n.Kind == notify.ChangedScript || n.Kind == notify.Tampered && n.Before != "" {
 			n.Kind = notify.Upgraded
 		}
-	case origin.Differs:
+	case origin.Differs: // whatever it was
 		n.Kind = notify.Tampered
 		n.Hint = "if you did not do it: install package " + v.Package + " again, and find out who did"
 	}

@@ -198,7 +198,7 @@ func TestInTime(t *testing.T) {
 	s.run(s.folder + "/warm-up")
 	l.wait(t, "warm-up", 10*time.Second)
 	var worst time.Duration
-	for i := range 4 {
+	for i := range 2 {
 		time.Sleep(10500*time.Millisecond + time.Duration(i)*250*time.Millisecond)
 		path := fmt.Sprintf("%s/in-time-%d", s.folder, i)
 		s.copy(path, fmt.Sprint(i))
@@ -296,16 +296,17 @@ func TestMany(t *testing.T) {
 	}
 	l2 := listen(t, m)
 	settle("(new hash)", 2*many)
-	time.Sleep(65 * time.Second) // what is held back is told within a minute
-	told := append(l.with("changed"), l2.with("changed")...)
+	var told []notice
 	count := 0
-	for _, n := range told {
-		t.Logf("%s", n.Text)
-		var k int
-		if _, err := fmt.Sscanf(n.Text, "%d programs changed", &k); err != nil {
-			k = 1
+	for end := time.Now().Add(70 * time.Second); count < many && time.Now().Before(end); time.Sleep(time.Second) {
+		told, count = append(l.with("changed"), l2.with("changed")...), 0
+		for _, n := range told {
+			var k int
+			if _, err := fmt.Sscanf(n.Text, "%d programs changed", &k); err != nil {
+				k = 1
+			}
+			count += k
 		}
-		count += k
 	}
 	t.Logf("500 programs changed within %v: %d notices", took, len(told))
 	if len(told) > 2 || count != many {

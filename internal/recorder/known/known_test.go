@@ -189,6 +189,18 @@ func TestParent(t *testing.T) {
 	}
 }
 
+// TestExecuted: with every program recorded, one that only ran is new once, and not again when it uses the network.
+func TestExecuted(t *testing.T) {
+	b := newBench(t)
+	ls := program("/usr/bin/ls", "ls", 1, program("/usr/bin/bash", "bash", 2, nil))
+	b.k.Seen(ls, b.at, nil)
+	b.k.Forget()
+	b.seen(ls)
+	if d := cmp.Diff("new-executed /usr/bin/ls ", b.kinds()); d != "" {
+		t.Error(d)
+	}
+}
+
 // TestTakeOver: a record that picosnitch 0.11 wrote is known, and is written back in its shape.
 func TestTakeOver(t *testing.T) {
 	old, err := os.ReadFile("testdata/record-0.11.json")

@@ -8,7 +8,8 @@ import (
 	"github.com/picosnitch/picosnitch/internal/recorder/notify"
 )
 
-// Seen takes in that a program used the network at an instant (ns since 1970), with remote.
+// Seen takes in that a program used the network at an instant (ns since 1970), with remote; or, when remote is nil, that it was only
+// executed.
 func (k *Known) Seen(p *flow.Program, at int64, remote func() string) {
 	if _, ok := k.done[p]; ok || p.Executable.Path == "" {
 		return
@@ -70,7 +71,13 @@ func (k *Known) look(p *flow.Program, at int64, remote func() string) bool {
 		about, digest = &notify.Notice{Kind: notify.NewParent, Name: parent.Name, Path: parentPath, Detail: "it started " + exe}, parent.Executable.Digest
 	}
 	if about != nil {
-		about.At, about.Count, about.Remote, about.Place = at, 1, remote(), place(p)
+		about.At, about.Count, about.Place = at, 1, place(p)
+		switch {
+		case remote != nil:
+			about.Remote = remote()
+		case about.Kind != notify.NewParent:
+			about.Kind = notify.Executed
+		}
 		k.seq++
 		n.Seq, n.Notice = k.seq, about
 	}

@@ -7,11 +7,12 @@ type Kind string
 
 // Kinds of notices.
 const (
-	NewProgram Kind = "new-program" // a program that was never seen on the network
-	NewParent  Kind = "new-parent"  // a program that was never seen starting one that uses the network
-	NewScript  Kind = "new-script"  // a script that was never seen on the network
-	Upgraded   Kind = "upgraded"    // a known file changed, and is what its package ships
-	Changed    Kind = "changed"     // a known file changed, and no package did it, or nobody can say
+	NewProgram Kind = "new-program"  // a program that was never seen on the network
+	Executed   Kind = "new-executed" // a program or script that was never executed ("Every exe (not just conns)")
+	NewParent  Kind = "new-parent"   // a program that was never seen starting one that uses the network
+	NewScript  Kind = "new-script"   // a script that was never seen on the network
+	Upgraded   Kind = "upgraded"     // a known file changed, and is what its package ships
+	Changed    Kind = "changed"      // a known file changed, and no package did it, or nobody can say
 	// ChangedScript is Changed for a script.
 	ChangedScript Kind = "changed-script"
 
@@ -56,6 +57,7 @@ func Kinds() []Form {
 	const day = 24 * time.Hour
 	return []Form{
 		{Kind: NewProgram, One: "New program on the network", Many: "%d new programs on the network", Where: "exe.log has them all", Urgency: Normal, Mutable: true, First: true, Rest: day, Calm: 10 * time.Second, Quiet: 1200 * time.Millisecond},
+		{Kind: Executed, One: "New program executed", Many: "%d new programs executed", Where: "exe.log has them all", Urgency: Low, Mutable: true, First: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: NewParent, One: "New program behind a connection", Many: "%d new programs behind connections", Where: "exe.log has them all", Urgency: Low, Mutable: true, First: true, Rest: day, Calm: 10 * time.Second, Quiet: 3 * time.Second},
 		{Kind: NewScript, One: "New script on the network", Many: "%d new scripts on the network", Where: "exe.log has them all", Urgency: Normal, Mutable: true, First: true, Rest: day, Calm: 10 * time.Second, Quiet: 1200 * time.Millisecond},
 		{Kind: Upgraded, One: "Changed by an upgrade", Many: "%d programs changed by upgrades", Where: "exe.log has them all", Urgency: Low, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
