@@ -221,11 +221,8 @@ func (f *Finder) compare(ctx context.Context, path, sum string, a found) Verdict
 		return v
 	}
 	theirs := a.sum()
-	if _, same := theirs.(sha); same {
-		if !contains(a.sums, sum) {
-			v.State = Differs
-		}
-		return v
+	if _, same := theirs.(sha); same && contains(a.sums, sum) {
+		return v // nothing has to be read
 	}
 	ours := sha256.New()
 	if err := read(ctx, f.o.Root+path, io.MultiWriter(ours, theirs)); err != nil {
@@ -241,7 +238,7 @@ func (f *Finder) compare(ctx context.Context, path, sum string, a found) Verdict
 	return v
 }
 
-// sha marks a database whose checksums are the ones that we have: nothing has to be read.
+// sha marks a database whose checksums are the ones that we have.
 type sha struct{ hash.Hash }
 
 func asSHA256() hash.Hash { return sha{sha256.New()} }

@@ -300,11 +300,17 @@ func TestThisMachine(t *testing.T) {
 }
 
 func TestRPM(t *testing.T) {
+	root := t.TempDir()
+	for path, content := range map[string]string{"/var/lib/rpm/rpmdb.sqlite": "", "/usr/bin/tool": "evil"} {
+		if err := os.MkdirAll(filepath.Dir(root+path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(root+path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	const out = "P\ttool\t1.0-1\t8\n" +
 		"F\taabb\t\t/usr/bin/tool\nF\tccdd\tcn\t/etc/tool.conf\nF\t\t\t/usr/share/tool\n"
-	root := t.TempDir()
-	os.MkdirAll(root+"/var/lib/rpm", 0o755)
-	os.WriteFile(root+"/var/lib/rpm/rpmdb.sqlite", nil, 0o644)
 	tool := func(_ context.Context, path string, args ...string) ([]byte, int, error) {
 		if path != rpmTool || args[len(args)-2] != "--" {
 			t.Errorf("asked %s %q", path, args)
@@ -323,7 +329,8 @@ func TestRPM(t *testing.T) {
 		want      State
 	}{
 		{"/usr/bin/tool", "aabb", Shipped},
-		{"/usr/bin/tool", "aabc", Differs},
+		{"/usr/bin/tool", hashed(t, root+"/usr/bin/tool"), Differs},
+		{"/usr/bin/tool", "aabc", Elsewhere},
 		{"/etc/tool.conf", "1", Conffile},
 		{"/usr/share/tool", "1", Unknown},
 		{"/usr/bin/other", "1", Unowned},
