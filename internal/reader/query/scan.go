@@ -23,11 +23,19 @@ func (r *result) add(interval, group int, sum Sum) {
 	if r.series != nil {
 		group = int(r.series[group])
 	}
-	i := interval*r.width + group
-	if i >= len(r.sums) {
-		r.sums = append(r.sums, make([]Sum, i+1-len(r.sums))...)
+	r.interval(interval, group+1)[group].Add(sum)
+}
+
+// interval returns the sums of an interval, of so many groups at least.
+func (r *result) interval(interval, groups int) []Sum {
+	if r.width > 0 {
+		groups = r.width
 	}
-	r.sums[i].Add(sum)
+	from := interval * r.width
+	if n := from + groups; n > len(r.sums) {
+		r.sums = append(r.sums, make([]Sum, n-len(r.sums))...)
+	}
+	return r.sums[from:]
 }
 
 // cuts are the ends of intervals, ascending: interval i is from cuts[i] to before cuts[i+1].
@@ -162,20 +170,6 @@ const gap = 4
 // read adds up segments.
 func (s *snapshot) read(p *plan, wanted []segment, r *result) error {
 	slices.SortFunc(wanted, func(a, b segment) int { return cmp.Compare(a.id, b.id) })
-	for len(wanted) > 0 {
-		n := 1
-		for n < len(wanted) && wanted[n].id-wanted[n-1].id <= gap {
-			n++
-		}
-		if err := s.readRun(p, wanted[:n], r); err != nil {
-			return err
-		}
-		wanted = wanted[n:]
-	}
-	return nil
-}
-
-func (s *snapshot) readRun(p *plan, wanted []segment, r *result) error {
 	var q string
 	switch {
 	case !p.needPeers():
@@ -188,19 +182,21 @@ func (s *snapshot) readRun(p *plan, wanted []segment, r *result) error {
 	var a rollup.Actors
 	var b rollup.Peers
 	var groups []int
-	return s.each(q+" ORDER BY segment", func(scan func(...any) error) error {
+	var run []segment // what is wanted of those that are being read
+	byPeer := kindOf(p.by) == "remote" || p.by == Domain
+	rows := func(scan func(...any) error) error {
 		var id int64
 		var actors, peers sql.RawBytes
 		if err := scan(&id, &actors, &peers); err != nil {
 			return err
 		}
-		for len(wanted) > 0 && wanted[0].id < id {
-			wanted = wanted[1:]
+		for len(run) > 0 && run[0].id < id {
+			run = run[1:]
 		}
-		if len(wanted) == 0 || wanted[0].id != id {
+		if len(run) == 0 || run[0].id != id {
 			return nil
 		}
-		interval := wanted[0].interval
+		interval := run[0].interval
 		groups = groups[:0]
 		if actors != nil {
 			if err := a.Read(actors); err != nil {
@@ -208,13 +204,19 @@ func (s *snapshot) readRun(p *plan, wanted []segment, r *result) error {
 			}
 			for i, actor := range a.Actor {
 				g := p.groupOfActor(actor, a.Port[i])
-				if peers == nil && g >= 0 {
-					r.add(interval, g, Sum{Conns: a.Conns[i], Sent: a.Sent[i], Received: a.Received[i]})
+				if g >= 0 && r.series != nil {
+					g = int(r.series[g])
 				}
 				groups = append(groups, g)
 			}
 		}
+		sums := r.interval(interval, len(p.groups.values))
 		if peers == nil {
+			for i, g := range groups {
+				if g >= 0 {
+					sums[g].Add(Sum{Conns: a.Conns[i], Sent: a.Sent[i], Received: a.Received[i]})
+				}
+			}
 			return nil
 		}
 		if err := b.Read(peers, len(groups), actors != nil, p.remote != nil, p.domain != nil); err != nil {
@@ -234,12 +236,40 @@ func (s *snapshot) readRun(p *plan, wanted []segment, r *result) error {
 			if p.domain != nil {
 				domain = b.Domain[i]
 			}
-			if g = p.groupOfPeer(g, remote, domain); g >= 0 {
-				r.add(interval, g, Sum{Conns: b.Conns[i], Sent: b.Sent[i], Received: b.Received[i]})
+			if g = p.groupOfPeer(g, remote, domain); g < 0 {
+				continue
 			}
+			if byPeer && r.series != nil {
+				g = int(r.series[g])
+			}
+			sums[g].Add(Sum{Conns: b.Conns[i], Sent: b.Sent[i], Received: b.Received[i]})
 		}
 		return nil
-	}, wanted[0].id, wanted[len(wanted)-1].id)
+	}
+	statement, err := s.conn.PrepareContext(s.ctx, q+" ORDER BY segment")
+	if err != nil {
+		return err
+	}
+	defer statement.Close()
+	for len(wanted) > 0 {
+		n := 1
+		for n < len(wanted) && wanted[n].id-wanted[n-1].id <= gap {
+			n++
+		}
+		run = wanted[:n]
+		wanted = wanted[n:]
+		found, err := statement.QueryContext(s.ctx, run[0].id, run[n-1].id)
+		if err != nil {
+			return err
+		}
+		for err == nil && found.Next() {
+			err = rows(found.Scan)
+		}
+		if err := errors.Join(err, found.Err(), found.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 const rawColumns = `SELECT w."end", r.actor, r.local_port, coalesce(r.remote, 0), r.remote_port, coalesce(r.domain, 0), r.conns, r.sent, r.received

@@ -38,12 +38,8 @@ func (s *Sum) Add(o Sum) {
 	s.Received = plus(s.Received, o.Received)
 }
 
-func plus(a, b uint64) uint64 {
-	if s := a + b; s >= a && s <= math.MaxInt64 {
-		return s
-	}
-	return math.MaxInt64
-}
+// plus adds two numbers that a database can hold: their sum has a bit to spare.
+func plus(a, b uint64) uint64 { return min(a+b, math.MaxInt64) }
 
 // ServicePort is the port by which a service is known: the remote one of what was opened from here, the local one of what was opened
 // from there; where that is not known, the smaller of the two, because those that are given out for one connection are great. A
@@ -191,13 +187,33 @@ func read[T number](r *rows, into []T) []T {
 		return into[:0]
 	}
 	into = slices.Grow(into[:0], r.n)[:r.n]
-	i := 0
-	for k := range into {
-		if i < len(c) && c[i] < 0x80 {
-			into[k] = T(c[i])
+	i, k := 0, 0
+	// Three bytes are enough for most numbers, and this loop is where the time of a question goes.
+	for ; k < len(into) && i+3 <= len(c); k++ {
+		b := c[i : i+3 : i+3]
+		switch {
+		case b[0] < 0x80:
+			into[k] = T(b[0])
 			i++
 			continue
+		case b[1] < 0x80:
+			into[k] = T(b[0]&0x7f) | T(b[1])<<7
+			i += 2
+			continue
+		case b[2] < 0x80:
+			into[k] = T(b[0]&0x7f) | T(b[1]&0x7f)<<7 | T(b[2])<<14
+			i += 3
+			continue
 		}
+		v, n := binary.Uvarint(c[i:])
+		if n <= 0 || v > math.MaxInt64 {
+			r.err = ErrFormat
+			return into[:0]
+		}
+		into[k] = T(v)
+		i += n
+	}
+	for ; k < len(into); k++ {
 		v, n := binary.Uvarint(c[i:])
 		if n <= 0 || v > math.MaxInt64 {
 			r.err = ErrFormat
