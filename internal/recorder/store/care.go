@@ -16,6 +16,7 @@ type care struct {
 	seen       int64            // the last now
 	vacuum     bool             // there may be pages to give back
 	full       bool             // the user was told of the size limit
+	idle       int64            // nothing waits until then, if no window comes
 }
 
 // Keep says for how long the database keeps what. 0 is for ever, or without a bound.
@@ -35,6 +36,9 @@ func (s *SQLite) Care(ctx context.Context, now int64, budget time.Duration) (mor
 		return false, nil
 	}
 	s.settle(now)
+	if now < s.care.idle && s.care.idle-now <= idleTime {
+		return false, nil
+	}
 	deadline := time.Now().Add(budget)
 	for _, step := range []func(context.Context, int64) (bool, error){s.rollHours, s.rollDays, s.prune, s.shrink} {
 		for {
@@ -50,8 +54,12 @@ func (s *SQLite) Care(ctx context.Context, now int64, budget time.Duration) (mor
 			}
 		}
 	}
+	s.care.idle = now + idleTime
 	return false, nil
 }
+
+// idleTime is how long nothing is looked for when there was nothing to do, in seconds: days end and clocks settle without a window, too.
+const idleTime = 60
 
 // A clock that jumps is not trusted at once: a machine whose clock stood at the wrong year for a minute must not delete its past.
 const (

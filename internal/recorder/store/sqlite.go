@@ -178,6 +178,7 @@ func (s *SQLite) WriteAll(ctx context.Context, windows ...*flow.Window) error {
 
 func (s *SQLite) write(ctx context.Context, windows []*flow.Window) error {
 	defer clear(s.ids.seen)
+	s.care.idle = 0
 	err := s.inTransaction(ctx, func() error {
 		for _, w := range windows {
 			if err := s.put(ctx, w); err != nil {
