@@ -20,10 +20,20 @@ type result struct {
 }
 
 func (r *result) add(interval, group int, sum Sum) {
-	if r.series != nil {
-		group = int(r.series[group])
-	}
+	group = r.place(group)
 	r.interval(interval, group+1)[group].Add(sum)
+}
+
+// place is where a group is within an interval. One that was not met when the series were chosen is one of the others: a rounded hour
+// may be in the one and not in the other.
+func (r *result) place(group int) int {
+	switch {
+	case r.series == nil:
+		return group
+	case group >= len(r.series):
+		return r.width - 1
+	}
+	return int(r.series[group])
 }
 
 // interval returns the sums of an interval, of so many groups at least.
@@ -204,8 +214,8 @@ func (s *snapshot) read(p *plan, wanted []segment, r *result) error {
 			}
 			for i, actor := range a.Actor {
 				g := p.groupOfActor(actor, a.Port[i])
-				if g >= 0 && r.series != nil {
-					g = int(r.series[g])
+				if g >= 0 {
+					g = r.place(g)
 				}
 				groups = append(groups, g)
 			}
@@ -239,8 +249,8 @@ func (s *snapshot) read(p *plan, wanted []segment, r *result) error {
 			if g = p.groupOfPeer(g, remote, domain); g < 0 {
 				continue
 			}
-			if byPeer && r.series != nil {
-				g = int(r.series[g])
+			if byPeer {
+				g = r.place(g)
 			}
 			sums[g].Add(Sum{Conns: b.Conns[i], Sent: b.Sent[i], Received: b.Received[i]})
 		}
