@@ -13,11 +13,17 @@ static __always_inline bool is_network(__u16 family)
 	return family != AF_UNIX && family != AF_NETLINK && family != AF_KEY && family != AF_ALG;
 }
 
+static __always_inline bool is_stream(__u16 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP;
+}
+
 static __always_inline bool is_inet(__u16 family)
 {
 	return family == AF_INET || family == AF_INET6;
 }
 
+/* `task` is a pointer that the verifier knows. */
 static __always_inline void identify(struct process_id *id, struct task_struct *task)
 {
 	struct task_struct *leader = task->group_leader;
@@ -25,6 +31,27 @@ static __always_inline void identify(struct process_id *id, struct task_struct *
 	id->pid = task->tgid;
 	id->exec = task->self_exec_id;
 	id->start = leader->start_boottime;
+}
+
+static __always_inline void identify_current(struct process_id *id)
+{
+	struct task_struct *task;
+
+	if (atomics) {
+		identify(id, bpf_get_current_task_btf());
+		return;
+	}
+	task = (void *)bpf_get_current_task();
+	id->pid = BPF_CORE_READ(task, tgid);
+	id->exec = BPF_CORE_READ(task, self_exec_id);
+	id->start = BPF_CORE_READ(task, group_leader, start_boottime);
+}
+
+static __always_inline bool current_is_kernel(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	return BPF_CORE_READ(task, flags) & PF_KTHREAD;
 }
 
 static __always_inline bool same_process(const struct process_id *a, const struct process_id *b)
@@ -169,6 +196,12 @@ static __always_inline void keep(struct sock_state *st, const struct counts *n)
 /* Takes what a socket's state has counted since the last report. */
 static __always_inline bool take(struct sock_state *st, struct counts *n)
 {
+	if (!atomics) {
+		/* Only openings are there (see keep_counts), and only connect() and its answer come here. */
+		*n = st->counts;
+		__builtin_memset(&st->counts, 0, sizeof(st->counts));
+		return n->sent || n->received || n->conns;
+	}
 	n->sent = __sync_lock_test_and_set(&st->counts.sent, 0);
 	n->received = __sync_lock_test_and_set(&st->counts.received, 0);
 	n->conns = __sync_lock_test_and_set(&st->counts.conns, 0);
@@ -188,15 +221,71 @@ static __always_inline void own(struct sock *sk, struct sock_state *st, const st
 	describe(sk, key);
 }
 
+/* The right to fill in the key of a state that is free: to be followed by publish(). */
 static __always_inline bool claim(struct sock_state *st)
 {
-	return __sync_val_compare_and_swap(&st->claim, CLAIM_FREE, CLAIM_BUSY) == CLAIM_FREE ||
-	       __sync_val_compare_and_swap(&st->claim, CLAIM_LISTENER, CLAIM_BUSY) == CLAIM_LISTENER;
+	__u64 address = (__u64)st;
+	__u8 one = 1;
+
+	if (atomics)
+		return __sync_val_compare_and_swap(&st->claim, CLAIM_FREE, CLAIM_BUSY) == CLAIM_FREE ||
+		       __sync_val_compare_and_swap(&st->claim, CLAIM_LISTENER, CLAIM_BUSY) == CLAIM_LISTENER;
+	if (st->claim != CLAIM_FREE && st->claim != CLAIM_LISTENER)
+		return false;
+	if (bpf_map_update_elem(&claims, &address, &one, BPF_NOEXIST))
+		return false;
+	if (st->claim == CLAIM_FREE || st->claim == CLAIM_LISTENER) {
+		*(volatile __u32 *)&st->claim = CLAIM_BUSY;
+		return true;
+	}
+	bpf_map_delete_elem(&claims, &address); /* somebody published between the two looks */
+	return false;
 }
 
-static __always_inline void publish(struct sock_state *st)
+static __always_inline void publish(struct sock_state *st, __u32 as)
 {
-	__sync_lock_test_and_set(&st->claim, CLAIM_OWNED); /* a full barrier: the key is written before */
+	__u64 address = (__u64)st;
+
+	if (atomics) {
+		__sync_lock_test_and_set(&st->claim, as); /* a full barrier: the key is written before */
+		return;
+	}
+	*(volatile __u32 *)&st->claim = as;
+	bpf_map_delete_elem(&claims, &address);
+}
+
+static __always_inline void set_claim(struct sock_state *st, __u32 to)
+{
+	if (atomics)
+		__sync_lock_test_and_set(&st->claim, to);
+	else
+		*(volatile __u32 *)&st->claim = to;
+}
+
+/* The state of a socket that has no storage, by its address. */
+static __noinline struct sock_state *find_state(struct sock *sk, bool create)
+{
+	__u64 address = (__u64)sk;
+	struct sock_state *st;
+
+	if (!use_states)
+		return NULL;
+	st = bpf_map_lookup_elem(&states, &address);
+	if (st || !create || BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock)) /* nothing would tell us its release */
+		return st;
+	bpf_map_update_elem(&states, &address, (void *)&no_state, BPF_NOEXIST);
+	st = bpf_map_lookup_elem(&states, &address);
+	if (!st)
+		tally(TALLY_LOST_STATE, 1);
+	return st;
+}
+
+/* A socket's state. With storage, `sk` is a pointer that the verifier knows. */
+static __always_inline struct sock_state *state_of(struct sock *sk, bool create)
+{
+	if (storage)
+		return bpf_sk_storage_get(&socks, sk, NULL, create ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	return find_state(sk, create);
 }
 
 /* Direction of a flow whose first use is a send or a receive. TCP connects are claimed at SYN_SENT, so the rest was accepted. */
@@ -242,14 +331,13 @@ static __always_inline bool same_remote(const struct flow_key *key, const struct
 /* The slow way: claims the socket for its first user, or counts in the table. `p` is NULL for a connected socket. */
 static __noinline int count_slow(struct sock *sk, struct sock_state *st, const struct peer_address *p, struct counts *n)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
 	struct flow_key key = {};
 	bool sending;
 
 	if (!sk || !n)
 		return 0;
 	sending = n->sent || !n->received;
-	identify(&key.process, task);
+	identify_current(&key.process);
 	key.uid = current_uid();
 	describe(sk, &key);
 	key.direction = first_direction(key.protocol, st, sending);
@@ -267,7 +355,7 @@ static __noinline int count_slow(struct sock *sk, struct sock_state *st, const s
 		add_table(&key, n);
 		return 0;
 	}
-	if (task->flags & PF_KTHREAD && st->claim == CLAIM_OWNED) {
+	if (st->claim == CLAIM_OWNED && current_is_kernel()) {
 		/* The kernel works on behalf of the socket's owner (closing an io_uring, a work queue). */
 		keep(st, n);
 		return 0;
@@ -276,7 +364,7 @@ static __noinline int count_slow(struct sock *sk, struct sock_state *st, const s
 		st->key = key;
 		if (!(st->flags & (FLAG_PREEXISTING | FLAG_REPORTED)))
 			n->conns = 1;
-		publish(st);
+		publish(st, CLAIM_OWNED);
 		keep(st, n);
 		return 0;
 	}
@@ -290,4 +378,116 @@ static __noinline int count_slow(struct sock *sk, struct sock_state *st, const s
 	}
 	add_table(&key, n);
 	return 0;
+}
+
+/* Whether the owner of st's key is the caller, on the address that the socket is connected to. */
+static __always_inline bool owner_connected(struct sock *sk, struct sock_state *st, struct task_struct *task)
+{
+	struct flow_key *key = &st->key;
+
+	if (st->claim != CLAIM_OWNED || key->process.pid != task->tgid || key->process.exec != (__u32)task->self_exec_id ||
+	    key->process.start != task->group_leader->start_boottime || key->remote_port != sk->__sk_common.skc_dport)
+		return false;
+	if (key->family == AF_INET)
+		return *(__u32 *)key->remote == sk->__sk_common.skc_daddr;
+	return *(__u32 *)(key->remote + 0) == sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[0] &&
+	       *(__u32 *)(key->remote + 4) == sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[1] &&
+	       *(__u32 *)(key->remote + 8) == sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[2] &&
+	       *(__u32 *)(key->remote + 12) == sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
+}
+
+static __always_inline bool owner_remote(struct sock_state *st, struct task_struct *task, const struct peer_address *p)
+{
+	struct flow_key *key = &st->key;
+
+	return st->claim == CLAIM_OWNED && key->process.pid == task->tgid && key->process.exec == (__u32)task->self_exec_id &&
+	       key->process.start == task->group_leader->start_boottime && same_remote(key, p);
+}
+
+/*
+ * The address of the datagram that this call moved, when the socket is not connected to it. The cgroup hooks left it
+ * in the socket's slot just before, in this very thread, or in the map when the slot was taken or there is no state. It
+ * is taken even when the call failed.
+ */
+static __always_inline bool take_message_peer(struct sock_state *st, struct peer_address *p)
+{
+	__u32 tid = bpf_get_current_pid_tgid();
+	struct pending *other;
+
+	if (storage && st && st->slot_tid == tid) {
+		__builtin_memcpy(p->remote, st->slot_remote, 16);
+		p->port = st->slot_port;
+		p->peer = PEER_MESSAGE;
+		__sync_lock_test_and_set(&st->slot_tid, 0);
+		return true;
+	}
+	if (storage && st && !st->pendings)
+		return false;
+	other = bpf_map_lookup_elem(&pendings, &tid);
+	if (!other)
+		return false;
+	__builtin_memcpy(p->remote, other->remote, 16);
+	p->port = other->port;
+	p->peer = PEER_MESSAGE;
+	bpf_map_delete_elem(&pendings, &tid);
+	if (storage && st)
+		__sync_fetch_and_add(&st->pendings, -1);
+	return true;
+}
+
+/* Keeps the address of a datagram for the count that this thread makes next. */
+static __always_inline void note_peer(struct sock_state *st, const __u8 *remote, __be16 port)
+{
+	__u32 tid = bpf_get_current_pid_tgid();
+	struct pending other = {};
+	__u32 was;
+
+	if (storage && st) {
+		was = __sync_val_compare_and_swap(&st->slot_tid, 0, tid);
+		if (was == 0 || was == tid) {
+			__builtin_memcpy(st->slot_remote, remote, 16);
+			st->slot_port = port;
+			return;
+		}
+	}
+	/* No state, or another thread is between its address and its datagram on this socket. */
+	__builtin_memcpy(other.remote, remote, 16);
+	other.port = port;
+	if (!bpf_map_update_elem(&pendings, &tid, &other, BPF_ANY) && storage && st)
+		__sync_fetch_and_add(&st->pendings, 1);
+}
+
+/* Remembers whether a send left the datagram open, and where it goes. */
+static __always_inline void note_cork(struct sock *sk, struct sock_state *st, const struct peer_address *p)
+{
+	__u16 protocol = storage ? sk->sk_protocol : BPF_CORE_READ(sk, sk_protocol);
+
+	if (protocol == IPPROTO_UDP && BPF_CORE_READ((struct udp_sock *)sk, pending)) {
+		__builtin_memcpy(st->cork_remote, p->remote, 16);
+		st->cork_port = p->port;
+		set_flag(st, FLAG_CORKED);
+	} else if (st->flags & FLAG_CORKED) {
+		clear_flag(st, FLAG_CORKED);
+	}
+}
+
+/* Later parts of a datagram go where its first part went. */
+static __always_inline bool cork_peer(struct sock_state *st, struct peer_address *p)
+{
+	if (!(st->flags & FLAG_CORKED))
+		return false;
+	__builtin_memcpy(p->remote, st->cork_remote, 16);
+	p->port = st->cork_port;
+	p->peer = PEER_MESSAGE;
+	return true;
+}
+
+static __always_inline void count_stream(struct sock *sk, struct counts *n)
+{
+	struct sock_state *st = state_of(sk, true);
+
+	if (storage && st && owner_connected(sk, st, bpf_get_current_task_btf()))
+		keep(st, n);
+	else
+		count_slow(sk, st, NULL, n);
 }

@@ -9,61 +9,6 @@
  */
 #pragma once
 
-/* Whether the owner of st's key is the caller, on the address that the socket is connected to. */
-static __always_inline bool owner_connected(struct sock *sk, struct sock_state *st, struct task_struct *task)
-{
-	struct flow_key *key = &st->key;
-
-	if (st->claim != CLAIM_OWNED || key->process.pid != task->tgid || key->process.exec != (__u32)task->self_exec_id ||
-	    key->process.start != task->group_leader->start_boottime || key->remote_port != sk->__sk_common.skc_dport)
-		return false;
-	if (key->family == AF_INET)
-		return *(__u32 *)key->remote == sk->__sk_common.skc_daddr;
-	return *(__u32 *)(key->remote + 0) == sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[0] &&
-	       *(__u32 *)(key->remote + 4) == sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[1] &&
-	       *(__u32 *)(key->remote + 8) == sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[2] &&
-	       *(__u32 *)(key->remote + 12) == sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
-}
-
-static __always_inline bool owner_remote(struct sock_state *st, struct task_struct *task, const struct peer_address *p)
-{
-	struct flow_key *key = &st->key;
-
-	return st->claim == CLAIM_OWNED && key->process.pid == task->tgid && key->process.exec == (__u32)task->self_exec_id &&
-	       key->process.start == task->group_leader->start_boottime && same_remote(key, p);
-}
-
-/*
- * The address of the datagram that this call moved, when the socket is not connected to it. The cgroup hooks left it
- * in the socket's slot just before, in this very thread, or in the map when the slot was taken or there is no state. It
- * is taken even when the call failed.
- */
-static __always_inline bool take_message_peer(struct sock_state *st, struct peer_address *p)
-{
-	__u32 tid = bpf_get_current_pid_tgid();
-	struct pending *other;
-
-	if (st && st->slot_tid == tid) {
-		__builtin_memcpy(p->remote, st->slot_remote, 16);
-		p->port = st->slot_port;
-		p->peer = PEER_MESSAGE;
-		__sync_lock_test_and_set(&st->slot_tid, 0);
-		return true;
-	}
-	if (st && !st->pendings)
-		return false;
-	other = bpf_map_lookup_elem(&pendings, &tid);
-	if (!other)
-		return false;
-	__builtin_memcpy(p->remote, other->remote, 16);
-	p->port = other->port;
-	p->peer = PEER_MESSAGE;
-	bpf_map_delete_elem(&pendings, &tid);
-	if (st)
-		__sync_fetch_and_add(&st->pendings, -1);
-	return true;
-}
-
 /* One writer or reader at a time: a packet in an interrupt or on another CPU must not mix with what is read. */
 static __always_inline bool lock_packets(struct sock_state *st)
 {
@@ -81,13 +26,8 @@ static __always_inline void unlock_packets(struct sock_state *st)
 /* The peer of an unconnected socket whose caller neither gave nor asked for an address. */
 static __always_inline void last_peer(struct sock_state *st, struct peer_address *p, int received)
 {
-	if (!received && st->flags & FLAG_CORKED) {
-		/* Later parts of a datagram go where its first part went. */
-		__builtin_memcpy(p->remote, st->cork_remote, 16);
-		p->port = st->cork_port;
-		p->peer = PEER_MESSAGE;
+	if (!received && cork_peer(st, p))
 		return;
-	}
 	if (!(st->packet_seen & (received ? 2 : 1)) || !lock_packets(st))
 		return;
 	__builtin_memcpy(p->remote, st->packet_remote[received], 16);
@@ -95,18 +35,6 @@ static __always_inline void last_peer(struct sock_state *st, struct peer_address
 	p->peer = PEER_PACKET;
 	unlock_packets(st);
 	tally(TALLY_PACKET_USED, 1);
-}
-
-/* Remembers whether a send left the datagram open, and where it goes. */
-static __always_inline void note_cork(struct sock *sk, struct sock_state *st, const struct peer_address *p)
-{
-	if (sk->sk_protocol == IPPROTO_UDP && BPF_CORE_READ((struct udp_sock *)sk, pending)) {
-		__builtin_memcpy(st->cork_remote, p->remote, 16);
-		st->cork_port = p->port;
-		set_flag(st, FLAG_CORKED);
-	} else if (st->flags & FLAG_CORKED) {
-		clear_flag(st, FLAG_CORKED);
-	}
 }
 
 static __always_inline void count_datagram(struct sock *sk, struct counts *n, int received, bool failed)
@@ -158,8 +86,6 @@ static __always_inline void count_datagram(struct sock *sk, struct counts *n, in
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(sock_send_length, struct sock *sk, int ret, int flags)
 {
-	struct task_struct *task;
-	struct sock_state *st;
 	struct counts n = {};
 	__u16 family = sk->__sk_common.skc_family;
 	__u16 protocol;
@@ -168,15 +94,10 @@ int BPF_PROG(sock_send_length, struct sock *sk, int ret, int flags)
 		return 0;
 	protocol = sk->sk_protocol;
 	n.sent = ret > 0 ? ret : 0;
-	if (is_inet(family) && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP)) {
+	if (is_inet(family) && is_stream(protocol)) {
 		if (ret <= 0)
 			return 0;
-		task = bpf_get_current_task_btf();
-		st = bpf_sk_storage_get(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-		if (st && owner_connected(sk, st, task))
-			keep(st, &n);
-		else
-			count_slow(sk, st, NULL, &n);
+		count_stream(sk, &n);
 	} else if (is_inet(family)) {
 		count_datagram(sk, &n, 0, ret < 0);
 	} else if (ret >= 0) {
@@ -191,8 +112,6 @@ SEC("tp_btf/sock_recv_length")
 int BPF_PROG(sock_recv_length, struct sock *sk, int ret, int flags)
 {
 	__u16 family = sk->__sk_common.skc_family;
-	struct task_struct *task;
-	struct sock_state *st;
 	struct counts n = {};
 	__u16 protocol;
 	bool skip;
@@ -208,12 +127,7 @@ int BPF_PROG(sock_recv_length, struct sock *sk, int ret, int flags)
 	if (is_inet(family) && protocol == IPPROTO_MPTCP) {
 		if (skip || !ret)
 			return 0;
-		task = bpf_get_current_task_btf();
-		st = bpf_sk_storage_get(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-		if (st && owner_connected(sk, st, task))
-			keep(st, &n);
-		else
-			count_slow(sk, st, NULL, &n);
+		count_stream(sk, &n);
 	} else if (is_inet(family)) {
 		count_datagram(sk, &n, 1, skip);
 	} else if (!skip) {
@@ -326,7 +240,7 @@ static __always_inline void forget_connection(struct sock *sk, struct sock_state
 			key = st->key;
 			add_table(&key, &n);
 		}
-		__sync_lock_test_and_set(&st->claim, CLAIM_FREE);
+		set_claim(st, CLAIM_FREE);
 	}
 	st->flags = 0;
 }
@@ -337,9 +251,9 @@ static __always_inline void on_listen(struct sock *sk, struct sock_state *st)
 	struct process_id id = {};
 
 	forget_connection(sk, st);
-	identify(&id, bpf_get_current_task_btf());
+	identify_current(&id);
 	own(sk, st, &id, DIRECTION_IN);
-	__sync_lock_test_and_set(&st->claim, CLAIM_LISTENER);
+	set_claim(st, CLAIM_LISTENER);
 }
 
 static __always_inline int on_connect(struct sock *sk, struct sock_state *st, __u16 protocol)
@@ -352,7 +266,7 @@ static __always_inline int on_connect(struct sock *sk, struct sock_state *st, __
 		set_flag(st, FLAG_CONNECT); /* its address is known later */
 		return 0;
 	}
-	identify(&key.process, bpf_get_current_task_btf());
+	identify_current(&key.process);
 	key.uid = current_uid();
 	key.direction = DIRECTION_OUT;
 	describe(sk, &key);
@@ -363,7 +277,7 @@ static __always_inline int on_connect(struct sock *sk, struct sock_state *st, __
 	if (st && claim(st)) {
 		st->key = key;
 		st->counts.conns = 1; /* reported when the local port is known */
-		publish(st);
+		publish(st, CLAIM_OWNED);
 	} else {
 		add_table(&key, &n); /* no state */
 	}
@@ -395,7 +309,7 @@ int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
 	/* Subflows of MPTCP and sockets of the kernel itself. A listening subflow gives birth to plain TCP sockets too. */
 	if (new != TCP_LISTEN && BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
 		return 0;
-	st = bpf_sk_storage_get(&socks, sk, NULL, old != TCP_SYN_SENT ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	st = state_of(sk, old != TCP_SYN_SENT);
 	if (new == TCP_SYN_SENT)
 		on_connect(sk, st, protocol);
 	else if (new == TCP_LISTEN && st)

@@ -13,27 +13,8 @@
 
 static __always_inline void note_message_peer(struct bpf_sock_addr *ctx, const __u8 *remote, __be16 port)
 {
-	__u32 tid = bpf_get_current_pid_tgid();
-	struct pending other = {};
-	struct sock_state *st;
-	__u32 was;
-
-	if (!ctx->sk)
-		return;
-	st = bpf_sk_storage_get(&socks, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (st) {
-		was = __sync_val_compare_and_swap(&st->slot_tid, 0, tid);
-		if (was == 0 || was == tid) {
-			__builtin_memcpy(st->slot_remote, remote, 16);
-			st->slot_port = port;
-			return;
-		}
-	}
-	/* No state, or another thread is between its address and its datagram on this socket. */
-	__builtin_memcpy(other.remote, remote, 16);
-	other.port = port;
-	if (!bpf_map_update_elem(&pendings, &tid, &other, BPF_ANY) && st)
-		__sync_fetch_and_add(&st->pendings, 1);
+	if (ctx->sk)
+		note_peer(bpf_sk_storage_get(&socks, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE), remote, port);
 }
 
 /* The verifier forbids arithmetic on its own socket pointers; as a number that went through memory the address can be read from. */
@@ -59,7 +40,7 @@ static __always_inline void note_connection(struct bpf_sock_addr *ctx, const __u
 		return;
 	}
 	sk = plain_address(st, ctx->sk);
-	identify(&key.process, bpf_get_current_task_btf());
+	identify_current(&key.process);
 	key.uid = current_uid();
 	describe(sk, &key);
 	key.direction = direction;
@@ -69,7 +50,7 @@ static __always_inline void note_connection(struct bpf_sock_addr *ctx, const __u
 	/* The state keeps only who began. The sensor counts a datagram flow once. */
 	if (claim(st)) {
 		st->key = key;
-		publish(st);
+		publish(st, CLAIM_OWNED);
 	} else if (st->claim == CLAIM_OWNED) {
 		key.direction = st->key.direction;
 	}
@@ -172,43 +153,53 @@ int sock_create(struct bpf_sock *ctx)
 	return 1;
 }
 
+/* The last report of a socket's state. */
+static __always_inline void on_release(struct sock *sk, struct sock_state *st)
+{
+	struct process_id id = {};
+	struct counts n = {};
+	struct flow_key key;
+	__u32 owner;
+
+	owner = st->claim;
+	if (owner == CLAIM_LISTENER && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN)
+		return;
+	if (owner == CLAIM_LISTENER || (owner == CLAIM_FREE && st->flags & FLAG_CONNECT)) {
+		/* Opened, and closed before a byte moved. */
+		if (!claim(st))
+			return;
+		identify_current(&id);
+		own(sk, st, &id, owner == CLAIM_LISTENER ? DIRECTION_IN : DIRECTION_OUT);
+		/* Without a peer it is the listening socket itself, after shutdown(). */
+		if (connected_peer(sk, &st->key) && !(st->flags & FLAG_REPORTED))
+			st->counts.conns = 1;
+		publish(st, CLAIM_OWNED);
+	}
+	if (st->claim != CLAIM_OWNED || !take(st, &n))
+		return;
+	key = st->key;
+	if (!key.local_port) /* given by the kernel after the connect was seen */
+		local_address(sk, &key);
+	report(&key, &n);
+}
+
 SEC("cgroup/sock_release")
 int sock_release(struct bpf_sock *ctx)
 {
 	struct sock *sk = (struct sock *)ctx;
 	__u64 address = (__u64)ctx;
 	struct sock_state *st;
-	struct process_id id = {};
-	struct counts n = {};
-	struct flow_key key;
-	__u32 owner;
 
-	st = bpf_sk_storage_get(&socks, ctx, NULL, 0);
-	if (!st) {
-		if (stateless_used)
-			bpf_map_delete_elem(&stateless, &address);
-		return 1;
-	}
-	owner = st->claim;
-	if (owner == CLAIM_LISTENER && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN)
-		return 1;
-	if (owner == CLAIM_LISTENER || (owner == CLAIM_FREE && st->flags & FLAG_CONNECT)) {
-		/* Opened, and closed before a byte moved. */
-		if (!claim(st))
-			return 1;
-		identify(&id, bpf_get_current_task_btf());
-		own(sk, st, &id, owner == CLAIM_LISTENER ? DIRECTION_IN : DIRECTION_OUT);
-		/* Without a peer it is the listening socket itself, after shutdown(). */
-		if (connected_peer(sk, &st->key) && !(st->flags & FLAG_REPORTED))
-			st->counts.conns = 1;
-		publish(st);
-	}
-	if (st->claim != CLAIM_OWNED || !take(st, &n))
-		return 1;
-	key = st->key;
-	if (!key.local_port) /* given by the kernel after the connect was seen */
-		local_address(sk, &key);
-	report(&key, &n);
+	if (storage)
+		st = bpf_sk_storage_get(&socks, ctx, NULL, 0);
+	else
+		st = find_state(sk, false);
+	if (st)
+		on_release(sk, st);
+	else if (stateless_used)
+		bpf_map_delete_elem(&stateless, &address);
+	if (!storage)
+		bpf_map_delete_elem(&states, &address);
 	return 1;
 }
 

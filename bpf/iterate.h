@@ -2,6 +2,23 @@
 /* Iterators: run by the sensor's read(), in its context. */
 #pragma once
 
+/* bpf_sock_from_file() came with 5.11. Before, a socket is known by pointing back to its file. */
+static __always_inline struct sock *sock_of(struct file *file)
+{
+	struct socket *socket;
+
+	if (atomics) {
+		socket = bpf_sock_from_file(file);
+		return socket ? socket->sk : NULL;
+	}
+	if ((BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return NULL;
+	socket = BPF_CORE_READ(file, private_data);
+	if (!socket || BPF_CORE_READ(socket, file) != file)
+		return NULL;
+	return BPF_CORE_READ(socket, sk);
+}
+
 /* Once at the start: every socket in somebody's descriptor table gets its owner and its starting point. */
 SEC("iter/task_file")
 int adopt_sockets(struct bpf_iter__task_file *ctx)
@@ -10,7 +27,6 @@ int adopt_sockets(struct bpf_iter__task_file *ctx)
 	struct file *file = ctx->file;
 	struct process_id id = {};
 	struct sock_state *st;
-	struct socket *socket;
 	struct tcp_sock *tp;
 	struct sock *sk;
 	__u16 protocol;
@@ -18,15 +34,12 @@ int adopt_sockets(struct bpf_iter__task_file *ctx)
 
 	if (!task || !file || task->pid != task->tgid)
 		return 0;
-	socket = bpf_sock_from_file(file);
-	if (!socket)
-		return 0;
-	sk = socket->sk;
+	sk = sock_of(file);
 	if (!sk || !is_inet(BPF_CORE_READ(sk, __sk_common.skc_family)))
 		return 0;
 	protocol = BPF_CORE_READ(sk, sk_protocol);
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	st = bpf_sk_storage_get(&socks, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	st = state_of(sk, true);
 	if (!st)
 		return 0;
 	if (protocol == IPPROTO_TCP && state != TCP_LISTEN && state != TCP_CLOSE && !(st->flags & FLAG_BASELINE)) {
@@ -43,7 +56,7 @@ int adopt_sockets(struct bpf_iter__task_file *ctx)
 			if (st->claim == CLAIM_FREE) {
 				own(sk, st, &id, DIRECTION_IN);
 				st->key.uid = BPF_CORE_READ(task, cred, uid.val);
-				__sync_lock_test_and_set(&st->claim, CLAIM_LISTENER);
+				set_claim(st, CLAIM_LISTENER);
 			}
 			return 0;
 		}
@@ -53,7 +66,7 @@ int adopt_sockets(struct bpf_iter__task_file *ctx)
 		st->key.uid = BPF_CORE_READ(task, cred, uid.val);
 		set_flag(st, FLAG_PREEXISTING);
 		connected_peer(sk, &st->key);
-		publish(st);
+		publish(st, CLAIM_OWNED);
 		return 0;
 	}
 	/* A datagram socket belongs to the first who uses it. */

@@ -27,6 +27,7 @@ typedef __u8 bool;
 enum {
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
+	BPF_EXIST = 2,
 };
 enum {
 	BPF_F_NO_PREALLOC = 1,
@@ -71,6 +72,9 @@ enum bpf_map_type {
 #define MSG_ERRQUEUE 0x2000
 
 #define PF_KTHREAD 0x00200000
+
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
 
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
@@ -146,6 +150,31 @@ struct __sk_buff {
 	struct bpf_sock *sk __attribute__((aligned(8)));
 };
 
+/* What a kprobe is called with. A stable layout on both machines (arch/.../include/uapi/asm/ptrace.h). */
+struct pt_regs {
+#if defined(__TARGET_ARCH_x86)
+	__u64 r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss;
+#elif defined(__TARGET_ARCH_arm64)
+	__u64 regs[31], sp, pc, pstate;
+#else
+#error "which registers hold a function's arguments?"
+#endif
+};
+
+#if defined(__TARGET_ARCH_x86)
+#define REG_ARG0(r) ((r)->di)
+#define REG_ARG1(r) ((r)->si)
+#define REG_ARG2(r) ((r)->dx)
+#define REG_ARG3(r) ((r)->cx)
+#define REG_RETURN(r) ((r)->ax)
+#else
+#define REG_ARG0(r) ((r)->regs[0])
+#define REG_ARG1(r) ((r)->regs[1])
+#define REG_ARG2(r) ((r)->regs[2])
+#define REG_ARG3(r) ((r)->regs[3])
+#define REG_RETURN(r) ((r)->regs[0])
+#endif
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct in6_addr {
@@ -167,6 +196,8 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+struct proto;
+
 struct sock_common {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
@@ -174,6 +205,7 @@ struct sock_common {
 	__u16 skc_num;
 	short unsigned int skc_family;
 	volatile unsigned char skc_state;
+	struct proto *skc_prot;
 	possible_net_t skc_net;
 	unsigned long skc_flags;
 	struct in6_addr skc_v6_daddr;
@@ -221,6 +253,7 @@ struct super_block {
 };
 
 struct inode {
+	__u16 i_mode;
 	struct super_block *i_sb;
 	unsigned long i_ino;
 	unsigned int i_nlink;
@@ -269,13 +302,39 @@ struct path {
 	struct dentry *dentry;
 };
 
+struct file;
+
 struct socket {
 	struct sock *sk;
+	struct file *file;
 };
 
 struct file {
 	struct path f_path;
 	struct inode *f_inode;
+	void *private_data;
+};
+
+struct msghdr {
+	void *msg_name;
+	int msg_namelen;
+};
+
+/* inet_sendpage() falls back to inet_sendmsg() where the protocol has no sendpage of its own. Both are gone since 6.5. */
+struct proto {
+	void *sendpage;
+};
+
+struct sk_buff {
+	struct sock *sk;
+	unsigned char *head;
+	__u16 transport_header;
+	__u16 network_header;
+};
+
+struct tcp_zerocopy_receive {
+	__u32 length;
+	int copybuf_len;
 };
 
 struct fs_struct {

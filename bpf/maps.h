@@ -7,6 +7,16 @@ const volatile bool loops = true;	   /* bpf_loop() is there */
 const volatile bool bandwidth = true;	   /* false: count connections only */
 /* Counts stay in the socket's state until it is drained or released; false where one of the two is not to be had: then they go to the table. */
 volatile bool keep_counts = true;
+/*
+ * What the kernel offers, found by trial (internal/sensor/kernel/probe.go). Code that is dead by these constants may hold what the kernel would refuse:
+ * its verifier does not look there. The exception is an atomic instruction with a result, which kernels before 5.12 refuse
+ * wherever it stands; the loader replaces it by an instruction that no kernel accepts, so it is dead or the program does not load.
+ */
+const volatile bool storage = true; /* tracing programs may use socket storage */
+const volatile bool atomics = true; /* atomic instructions with a result, and the current task with its types: 5.12 */
+const volatile bool calls_kept = false; /* the set "kprobe" */
+volatile bool calls_on = false;	     /* all probes are attached: a call must have both ends from now on */
+volatile bool use_states = true;    /* without storage: something tells us that a socket is released */
 volatile __u32 stateless_used = 0;    /* entries of that map were made */
 volatile bool packets_asked = false; /* a socket wants the packet programs; the sensor clears it when it detaches them */
 const volatile __u32 wake_bytes = 1 << 16; /* wake the reader when so much waits in a ring; a power of two */
@@ -57,12 +67,18 @@ enum claim {
 /* Atomic: the drain and the counting programs set flags of one socket on different CPUs. */
 static __always_inline void set_flag(struct sock_state *st, __u32 flag)
 {
-	__sync_fetch_and_or(&st->flags, flag);
+	if (atomics)
+		__sync_fetch_and_or(&st->flags, flag);
+	else
+		st->flags |= flag;
 }
 
 static __always_inline void clear_flag(struct sock_state *st, __u32 flag)
 {
-	__sync_fetch_and_and(&st->flags, ~flag);
+	if (atomics)
+		__sync_fetch_and_and(&st->flags, ~flag);
+	else
+		st->flags &= ~flag;
 }
 
 /* BPF_F_CLONE: an accepted socket starts with its listener's state. */
@@ -72,6 +88,26 @@ struct {
 	__type(key, int);
 	__type(value, struct sock_state);
 } socks SEC(".maps");
+
+/*
+ * The same where tracing programs have no socket storage. Key: the socket. An entry is made at the socket's first use and
+ * removed when it is released. Counts do not stay in it. The loader makes both maps small where storage is to be had.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32768);
+	__type(key, __u64);
+	__type(value, struct sock_state);
+} states SEC(".maps");
+const struct sock_state no_state = {}; /* what an entry begins with */
+
+/* Who fills in the key of a state right now. Key: the socket. Inserting is the kernel's atomic test. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, __u8);
+} claims SEC(".maps");
 
 /*
  * Everything that does not fit into a socket's state: other processes, other peers, other families. The sensor
@@ -119,6 +155,23 @@ struct {
 	__type(key, __u32);
 	__type(value, struct pending);
 } pendings SEC(".maps");
+
+/* Set "kprobe": what the calls under way were given. Key: thread and kind of call. */
+struct call_key {
+	__u32 tid;
+	__u32 which;
+};
+struct call_value {
+	__u64 sk;
+	__u64 second; /* the msghdr, or what else the second argument is */
+	__u64 flags;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32768); /* the loader makes it small for the other sets */
+	__type(key, struct call_key);
+	__type(value, struct call_value);
+} calls SEC(".maps");
 
 /* Starting points of TCP sockets whose state the kernel would not give (their option memory is full). Key: the socket. */
 struct {

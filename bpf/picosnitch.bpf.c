@@ -4,12 +4,14 @@
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#define __KERNEL__ /* pt_regs by its names in the kernel; ours is in kernel.h */
 #include <bpf/bpf_tracing.h>
 
 #include "types.h"
 #include "maps.h"
 #include "flow.h"
 #include "hooks_flow.h"
+#include "hooks_call.h"
 #include "hooks_peer.h"
 #include "where.h"
 #include "process.h"

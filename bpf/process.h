@@ -273,6 +273,8 @@ int BPF_PROG(sched_process_exit, struct task_struct *task)
 {
 	struct exit_report r = {};
 
+	if (calls_kept)
+		forget_calls(task->pid);
 	if (task->signal->live.counter != 0)
 		return 0; /* a thread; do_exit() has already taken itself off */
 	r.kind = KIND_EXIT;

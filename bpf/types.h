@@ -34,6 +34,8 @@ enum tally {
 	TALLY_LOST_DETAIL,   /* updates folded into the process's total */
 	TALLY_LOST_PEER,     /* updates without a remote address */
 	TALLY_LOST_BASELINE, /* TCP sockets met without a starting point */
+	TALLY_LOST_STATE,    /* sockets for whose state there was no room */
+	TALLY_LOST_CALL,     /* calls of which only the beginning or only the end was seen */
 	TALLY_LOST_EXEC,
 	TALLY_LOST_FORK,
 	TALLY_LOST_EXIT,

@@ -60,7 +60,7 @@ func printStatus(w io.Writer, s recorder.Status) {
 	}
 	line("running", "pid %d, recorder %d, picosnitch %s", s.PID, s.RecorderPID, or(s.Program, "unknown"))
 	line("uptime", "%s", (time.Duration(s.Uptime) * time.Second).String())
-	line("hook set", "%s", or(s.HookSet, "unknown"))
+	line("hook set", "%s", because(or(s.HookSet, "unknown"), s.Why))
 	for _, h := range s.Hooks {
 		switch {
 		case h.Waits:
@@ -207,7 +207,7 @@ func doctorCommand(env Env) *cobra.Command {
 }
 
 func printReport(w io.Writer, r sensor.Report) {
-	fmt.Fprintf(w, "kernel    %s\nhook set  %s\n", or(r.Kernel, "unknown"), or(r.HookSet, "none"))
+	fmt.Fprintf(w, "kernel    %s\nhook set  %s\n", or(r.Kernel, "unknown"), because(or(r.HookSet, "none"), r.Why))
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	checks := func(title string, list []sensor.Check) {
 		if len(list) == 0 {
@@ -252,6 +252,14 @@ func printConfig(env Env) {
 	default:
 		fmt.Fprintf(env.Stdout, "\nConfig\n  %s  %s\n", mark(true), path)
 	}
+}
+
+// because is a hook set with the reason for taking it.
+func because(set, why string) string {
+	if why == "" {
+		return set
+	}
+	return set + " (" + why + ")"
 }
 
 func mark(ok bool) string {

@@ -45,7 +45,7 @@ func startNoDaemonCommand(env Env) *cobra.Command {
 				o.Live = env.Stdout
 			}
 			o.Ready = func(s daemon.Started) {
-				fmt.Fprintf(env.Stdout, "picosnitch %s: hook set %s, self test %s, writing to %s (pid %d)\n", o.Program, s.Hello.HookSet, s.Hello.SelfTest, s.Folder, os.Getpid())
+				fmt.Fprintf(env.Stdout, "picosnitch %s: hook set %s, self test %s, writing to %s (pid %d)\n", o.Program, because(s.Hello.HookSet, s.Hello.Why), s.Hello.SelfTest, s.Folder, os.Getpid())
 				if background { // what `start` shows; in the foreground the recorder's words are on the terminal
 					for _, n := range s.Notices {
 						fmt.Fprintf(env.Stdout, "%s: %s (%s)\n", n.Level, n.Text, n.Hint)
@@ -307,7 +307,7 @@ you give it away.`,
 			}
 			o := daemon.Options{Program: version(), HookSet: hooks, Getenv: env.Getenv, Stderr: env.Stderr, Logger: logger(env.Stderr)}
 			o.Ready = func(s daemon.Started) {
-				fmt.Fprintf(env.Stderr, "picosnitch %s: hook set %s, self test %s, recording to %s\n", o.Program, s.Hello.HookSet, s.Hello.SelfTest, args[0])
+				fmt.Fprintf(env.Stderr, "picosnitch %s: hook set %s, self test %s, recording to %s\n", o.Program, because(s.Hello.HookSet, s.Hello.Why), s.Hello.SelfTest, args[0])
 			}
 			err := daemon.Record(ctx, args[0], o)
 			if errors.Is(err, context.DeadlineExceeded) {

@@ -42,6 +42,7 @@ type Hello struct {
 	Started   int64  `json:"started"` // wall clock, ns since 1970
 	PID       int    `json:"pid"`     // of the sensor
 	HookSet   string `json:"hook_set"`
+	Why       string `json:"hook_set_why,omitempty"` // that one was taken
 	Hooks     []Hook `json:"hooks,omitempty"`
 	Bandwidth bool   `json:"bandwidth"` // false: flows carry no bytes
 	SelfTest  string `json:"self_test"` // "ok", or what was wrong

@@ -23,6 +23,7 @@ const (
 	LostFlowDetail = "flow_detail" // flows whose address was folded into the process's total: a map was full
 	LostFlow       = "flow"        // updates that found every map full: their bytes are unattributed
 	LostPeer       = "peer"        // updates of unconnected sockets whose remote address was not known
+	LostState      = "state"       // sockets for whose state the kernel table had no room
 	LostBaseline   = "baseline"    // TCP sockets met late, whose starting point was computed
 	LostProcess    = "process"     // flows whose program was not known any more
 	LostDigest     = "digest"      // executables that could not be hashed
@@ -51,6 +52,7 @@ func Losses() []Loss {
 		{Key: LostExit, Text: "process exits that the kernel did not report (memory is kept longer)", Hint: ring, Detail: true},
 		{Key: LostFlowDetail, Text: "flows kept without their addresses because there were too many at once (bytes and program are right)", Hint: ring, Detail: true},
 		{Key: LostPeer, Text: "datagrams without a known remote address (bytes and program are right)", Hint: "nothing to do: the program did not ask for the address", Detail: true, Quiet: true},
+		{Key: LostState, Text: "uses of sockets for whose state there was no room (who began the connection is not known)", Hint: "are more than 32768 sockets open?", Detail: true},
 		{Key: LostBaseline, Text: "TCP sockets older than picosnitch that were met late (what they received before may be included)", Hint: "nothing to do: they close in time", Detail: true},
 		{Key: LostOpened, Text: "executed files that could not be kept open until it was known whether their hash is wanted", Hint: "raise \"Set RLIMIT_NOFILE\"", Detail: true},
 		{Key: LostScript, Text: "scripts without a hash, because their file was not found as it was at the start (the interpreter's is right)", Hint: "nothing to do: `reason` in the table executables says why", Detail: true, Quiet: true},

@@ -15,7 +15,7 @@ func (r *recorder) takeHello(h *event.Hello, line []byte) {
 	again := h.Stream == r.hello.Stream && r.hello.Stream != ""
 	durable := flow.Position{Stream: flow.Printable(h.Stream), Batch: r.batch - 1, Flows: r.flows}
 	r.hello = *h
-	for _, s := range [...]*string{&r.hello.Stream, &r.hello.Program, &r.hello.Host, &r.hello.Boot, &r.hello.HookSet, &r.hello.SelfTest} {
+	for _, s := range [...]*string{&r.hello.Stream, &r.hello.Program, &r.hello.Host, &r.hello.Boot, &r.hello.HookSet, &r.hello.Why, &r.hello.SelfTest} {
 		*s = flow.Printable(*s)
 	}
 	text := append([]byte(nil), line...)
@@ -37,6 +37,7 @@ func (r *recorder) takeHello(h *event.Hello, line []byte) {
 	}
 	r.closed = max(r.closed, r.committed.Batch)
 	r.now.PID, r.now.Program, r.now.Stream, r.now.Started = h.PID, r.hello.Program, r.hello.Stream, h.Started
+	r.now.Why = r.hello.Why
 	r.now.HookSet, r.now.Hooks, r.now.Bandwidth, r.now.SelfTest = r.hello.HookSet, h.Hooks, h.Bandwidth, r.hello.SelfTest
 	r.acknowledge()
 	r.publishStatus()

@@ -26,6 +26,7 @@ type Status struct {
 	Uptime      float64 `json:"uptime"`       // of the sensor; seconds
 
 	HookSet   string       `json:"hook_set"`
+	Why       string       `json:"hook_set_why,omitempty"`
 	Hooks     []event.Hook `json:"hooks,omitempty"`
 	Bandwidth bool         `json:"bandwidth"` // false: connections are recorded without bytes
 	SelfTest  string       `json:"self_test"` // "ok", or what was wrong

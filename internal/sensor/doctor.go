@@ -17,6 +17,7 @@ import (
 type Report struct {
 	Kernel   string       `json:"kernel"`
 	HookSet  string       `json:"hook_set"` // "" when none works
+	Why      string       `json:"hook_set_why"`
 	Features []Check      `json:"features"`
 	Hooks    []event.Hook `json:"hooks"`
 	SelfTest []Check      `json:"self_test"`
@@ -56,7 +57,7 @@ func Doctor(ctx context.Context, o Options) (Report, error) {
 	defer l.executed.close()
 	defer l.who.stop()
 	if err == nil {
-		r.HookSet = l.hooks.Set()
+		r.HookSet, r.Why = l.hooks.Set(), l.hooks.Why()
 		l.self = newSelfTest(uint32(os.Getpid()), o.Bandwidth)
 		r.SelfTest = l.selfTest(ctx)
 	} else {

@@ -199,7 +199,7 @@ func (l *loop) hello(checks []Check) (event.Hello, error) {
 	}
 	return event.Hello{
 		Version: event.Version, Stream: newStreamID(), Program: l.o.Program, Host: host, Boot: boot,
-		Started: time.Now().UnixNano(), PID: os.Getpid(), HookSet: l.hooks.Set(), Hooks: append(l.hooks.State(), l.executed.state()...),
+		Started: time.Now().UnixNano(), PID: os.Getpid(), HookSet: l.hooks.Set(), Why: l.hooks.Why(), Hooks: append(l.hooks.State(), l.executed.state()...),
 		Bandwidth: l.o.Bandwidth, SelfTest: summary(checks),
 	}, nil
 }

@@ -13,6 +13,19 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type bpfCallKey struct {
+	_     structs.HostLayout
+	Tid   uint32
+	Which uint32
+}
+
+type bpfCallValue struct {
+	_      structs.HostLayout
+	Sk     uint64
+	Second uint64
+	Flags  uint64
+}
+
 type bpfCounts struct {
 	_         structs.HostLayout
 	Sent      uint64
@@ -211,12 +224,14 @@ const (
 	bpfTallyTALLY_LOST_DETAIL   bpfTally = 5
 	bpfTallyTALLY_LOST_PEER     bpfTally = 6
 	bpfTallyTALLY_LOST_BASELINE bpfTally = 7
-	bpfTallyTALLY_LOST_EXEC     bpfTally = 8
-	bpfTallyTALLY_LOST_FORK     bpfTally = 9
-	bpfTallyTALLY_LOST_EXIT     bpfTally = 10
-	bpfTallyTALLY_TABLE         bpfTally = 11
-	bpfTallyTALLY_PACKET_USED   bpfTally = 12
-	bpfTallyTALLY_MAX           bpfTally = 13
+	bpfTallyTALLY_LOST_STATE    bpfTally = 8
+	bpfTallyTALLY_LOST_CALL     bpfTally = 9
+	bpfTallyTALLY_LOST_EXEC     bpfTally = 10
+	bpfTallyTALLY_LOST_FORK     bpfTally = 11
+	bpfTallyTALLY_LOST_EXIT     bpfTally = 12
+	bpfTallyTALLY_TABLE         bpfTally = 13
+	bpfTallyTALLY_PACKET_USED   bpfTally = 14
+	bpfTallyTALLY_MAX           bpfTally = 15
 )
 
 type bpfTotalKey struct {
@@ -236,54 +251,95 @@ type bpfTotalKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	bpfMapFlowTable0         = "flow_table_0"
-	bpfMapFlowTable1         = "flow_table_1"
-	bpfMapFlows              = "flows"
-	bpfMapFoundScratch       = "found_scratch"
-	bpfMapPendings           = "pendings"
-	bpfMapProcesses          = "processes"
-	bpfMapReleased           = "released"
-	bpfMapScratches          = "scratches"
-	bpfMapSocks              = "socks"
-	bpfMapStateless          = "stateless"
-	bpfMapTallies            = "tallies"
-	bpfMapTotalTable0        = "total_table_0"
-	bpfMapTotalTable1        = "total_table_1"
-	bpfMapTotals             = "totals"
-	bpfProgAdoptSockets      = "adopt_sockets"
-	bpfProgConnect4          = "connect4"
-	bpfProgConnect6          = "connect6"
-	bpfProgDrainSockets      = "drain_sockets"
-	bpfProgFindProcesses     = "find_processes"
-	bpfProgInetSockSetState  = "inet_sock_set_state"
-	bpfProgPacketEgress      = "packet_egress"
-	bpfProgPacketIngress     = "packet_ingress"
-	bpfProgRecvmsg4          = "recvmsg4"
-	bpfProgRecvmsg6          = "recvmsg6"
-	bpfProgSchedProcessExec  = "sched_process_exec"
-	bpfProgSchedProcessExit  = "sched_process_exit"
-	bpfProgSchedProcessFork  = "sched_process_fork"
-	bpfProgSendmsg4          = "sendmsg4"
-	bpfProgSendmsg6          = "sendmsg6"
-	bpfProgSockCreate        = "sock_create"
-	bpfProgSockRecvLength    = "sock_recv_length"
-	bpfProgSockRelease       = "sock_release"
-	bpfProgSockSendLength    = "sock_send_length"
-	bpfProgTcpRcvSpaceAdjust = "tcp_rcv_space_adjust"
-	bpfVarBandwidth          = "bandwidth"
-	bpfVarKeepCounts         = "keep_counts"
-	bpfVarLoops              = "loops"
-	bpfVarPacketsAsked       = "packets_asked"
-	bpfVarStatelessUsed      = "stateless_used"
-	bpfVarUnusedDirection    = "unused_direction"
-	bpfVarUnusedExecReport   = "unused_exec_report"
-	bpfVarUnusedExitReport   = "unused_exit_report"
-	bpfVarUnusedFlowReport   = "unused_flow_report"
-	bpfVarUnusedForkReport   = "unused_fork_report"
-	bpfVarUnusedKind         = "unused_kind"
-	bpfVarUnusedPeer         = "unused_peer"
-	bpfVarUnusedTally        = "unused_tally"
-	bpfVarWakeBytes          = "wake_bytes"
+	bpfMapCalls                     = "calls"
+	bpfMapClaims                    = "claims"
+	bpfMapFlowTable0                = "flow_table_0"
+	bpfMapFlowTable1                = "flow_table_1"
+	bpfMapFlows                     = "flows"
+	bpfMapFoundScratch              = "found_scratch"
+	bpfMapPendings                  = "pendings"
+	bpfMapProcesses                 = "processes"
+	bpfMapReleased                  = "released"
+	bpfMapScratches                 = "scratches"
+	bpfMapSocks                     = "socks"
+	bpfMapStateless                 = "stateless"
+	bpfMapStates                    = "states"
+	bpfMapTallies                   = "tallies"
+	bpfMapTotalTable0               = "total_table_0"
+	bpfMapTotalTable1               = "total_table_1"
+	bpfMapTotals                    = "totals"
+	bpfProgAdoptSockets             = "adopt_sockets"
+	bpfProgConnect4                 = "connect4"
+	bpfProgConnect6                 = "connect6"
+	bpfProgDrainSockets             = "drain_sockets"
+	bpfProgFentrySkbConsumeUdp      = "fentry_skb_consume_udp"
+	bpfProgFexitInet6Recvmsg        = "fexit_inet6_recvmsg"
+	bpfProgFexitInet6Sendmsg        = "fexit_inet6_sendmsg"
+	bpfProgFexitInetAccept          = "fexit_inet_accept"
+	bpfProgFexitInetRecvmsg         = "fexit_inet_recvmsg"
+	bpfProgFexitInetSendmsg         = "fexit_inet_sendmsg"
+	bpfProgFexitInetSendpage        = "fexit_inet_sendpage"
+	bpfProgFexitMptcpSpliceRead     = "fexit_mptcp_splice_read"
+	bpfProgFexitMptcpStreamAccept   = "fexit_mptcp_stream_accept"
+	bpfProgFexitPacketRecvmsg       = "fexit_packet_recvmsg"
+	bpfProgFexitPacketSendmsg       = "fexit_packet_sendmsg"
+	bpfProgFexitPacketSendmsgSpkt   = "fexit_packet_sendmsg_spkt"
+	bpfProgFexitSkbRecvDatagram     = "fexit_skb_recv_datagram"
+	bpfProgFexitSockCommonRecvmsg   = "fexit_sock_common_recvmsg"
+	bpfProgFexitTcpSpliceRead       = "fexit_tcp_splice_read"
+	bpfProgFexitTcpZerocopyReceive  = "fexit_tcp_zerocopy_receive"
+	bpfProgFindProcesses            = "find_processes"
+	bpfProgInetSockSetState         = "inet_sock_set_state"
+	bpfProgKprobeAccept             = "kprobe_accept"
+	bpfProgKprobeReceive            = "kprobe_receive"
+	bpfProgKprobeSend               = "kprobe_send"
+	bpfProgKprobeSendpage           = "kprobe_sendpage"
+	bpfProgKprobeSkbConsumeUdp      = "kprobe_skb_consume_udp"
+	bpfProgKprobeSplice             = "kprobe_splice"
+	bpfProgKprobeZerocopy           = "kprobe_zerocopy"
+	bpfProgKretprobeAccept          = "kretprobe_accept"
+	bpfProgKretprobeReceive         = "kretprobe_receive"
+	bpfProgKretprobeSend            = "kretprobe_send"
+	bpfProgKretprobeSendpage        = "kretprobe_sendpage"
+	bpfProgKretprobeSkbRecvDatagram = "kretprobe_skb_recv_datagram"
+	bpfProgKretprobeSplice          = "kretprobe_splice"
+	bpfProgKretprobeZerocopy        = "kretprobe_zerocopy"
+	bpfProgPacketEgress             = "packet_egress"
+	bpfProgPacketIngress            = "packet_ingress"
+	bpfProgRecvmsg4                 = "recvmsg4"
+	bpfProgRecvmsg6                 = "recvmsg6"
+	bpfProgSchedProcessExec         = "sched_process_exec"
+	bpfProgSchedProcessExit         = "sched_process_exit"
+	bpfProgSchedProcessFork         = "sched_process_fork"
+	bpfProgSendmsg4                 = "sendmsg4"
+	bpfProgSendmsg6                 = "sendmsg6"
+	bpfProgSockCreate               = "sock_create"
+	bpfProgSockRecvLength           = "sock_recv_length"
+	bpfProgSockRelease              = "sock_release"
+	bpfProgSockSendLength           = "sock_send_length"
+	bpfProgTcpRcvSpaceAdjust        = "tcp_rcv_space_adjust"
+	bpfVarArgsRecvDatagram          = "args_recv_datagram"
+	bpfVarArgsZerocopy              = "args_zerocopy"
+	bpfVarAtomics                   = "atomics"
+	bpfVarBandwidth                 = "bandwidth"
+	bpfVarCallsKept                 = "calls_kept"
+	bpfVarCallsOn                   = "calls_on"
+	bpfVarKeepCounts                = "keep_counts"
+	bpfVarLoops                     = "loops"
+	bpfVarNoState                   = "no_state"
+	bpfVarPacketsAsked              = "packets_asked"
+	bpfVarStatelessUsed             = "stateless_used"
+	bpfVarStorage                   = "storage"
+	bpfVarUnusedDirection           = "unused_direction"
+	bpfVarUnusedExecReport          = "unused_exec_report"
+	bpfVarUnusedExitReport          = "unused_exit_report"
+	bpfVarUnusedFlowReport          = "unused_flow_report"
+	bpfVarUnusedForkReport          = "unused_fork_report"
+	bpfVarUnusedKind                = "unused_kind"
+	bpfVarUnusedPeer                = "unused_peer"
+	bpfVarUnusedTally               = "unused_tally"
+	bpfVarUseStates                 = "use_states"
+	bpfVarWakeBytes                 = "wake_bytes"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -328,32 +384,64 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
-	AdoptSockets      *ebpf.ProgramSpec `ebpf:"adopt_sockets"`
-	Connect4          *ebpf.ProgramSpec `ebpf:"connect4"`
-	Connect6          *ebpf.ProgramSpec `ebpf:"connect6"`
-	DrainSockets      *ebpf.ProgramSpec `ebpf:"drain_sockets"`
-	FindProcesses     *ebpf.ProgramSpec `ebpf:"find_processes"`
-	InetSockSetState  *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
-	PacketEgress      *ebpf.ProgramSpec `ebpf:"packet_egress"`
-	PacketIngress     *ebpf.ProgramSpec `ebpf:"packet_ingress"`
-	Recvmsg4          *ebpf.ProgramSpec `ebpf:"recvmsg4"`
-	Recvmsg6          *ebpf.ProgramSpec `ebpf:"recvmsg6"`
-	SchedProcessExec  *ebpf.ProgramSpec `ebpf:"sched_process_exec"`
-	SchedProcessExit  *ebpf.ProgramSpec `ebpf:"sched_process_exit"`
-	SchedProcessFork  *ebpf.ProgramSpec `ebpf:"sched_process_fork"`
-	Sendmsg4          *ebpf.ProgramSpec `ebpf:"sendmsg4"`
-	Sendmsg6          *ebpf.ProgramSpec `ebpf:"sendmsg6"`
-	SockCreate        *ebpf.ProgramSpec `ebpf:"sock_create"`
-	SockRecvLength    *ebpf.ProgramSpec `ebpf:"sock_recv_length"`
-	SockRelease       *ebpf.ProgramSpec `ebpf:"sock_release"`
-	SockSendLength    *ebpf.ProgramSpec `ebpf:"sock_send_length"`
-	TcpRcvSpaceAdjust *ebpf.ProgramSpec `ebpf:"tcp_rcv_space_adjust"`
+	AdoptSockets             *ebpf.ProgramSpec `ebpf:"adopt_sockets"`
+	Connect4                 *ebpf.ProgramSpec `ebpf:"connect4"`
+	Connect6                 *ebpf.ProgramSpec `ebpf:"connect6"`
+	DrainSockets             *ebpf.ProgramSpec `ebpf:"drain_sockets"`
+	FentrySkbConsumeUdp      *ebpf.ProgramSpec `ebpf:"fentry_skb_consume_udp"`
+	FexitInet6Recvmsg        *ebpf.ProgramSpec `ebpf:"fexit_inet6_recvmsg"`
+	FexitInet6Sendmsg        *ebpf.ProgramSpec `ebpf:"fexit_inet6_sendmsg"`
+	FexitInetAccept          *ebpf.ProgramSpec `ebpf:"fexit_inet_accept"`
+	FexitInetRecvmsg         *ebpf.ProgramSpec `ebpf:"fexit_inet_recvmsg"`
+	FexitInetSendmsg         *ebpf.ProgramSpec `ebpf:"fexit_inet_sendmsg"`
+	FexitInetSendpage        *ebpf.ProgramSpec `ebpf:"fexit_inet_sendpage"`
+	FexitMptcpSpliceRead     *ebpf.ProgramSpec `ebpf:"fexit_mptcp_splice_read"`
+	FexitMptcpStreamAccept   *ebpf.ProgramSpec `ebpf:"fexit_mptcp_stream_accept"`
+	FexitPacketRecvmsg       *ebpf.ProgramSpec `ebpf:"fexit_packet_recvmsg"`
+	FexitPacketSendmsg       *ebpf.ProgramSpec `ebpf:"fexit_packet_sendmsg"`
+	FexitPacketSendmsgSpkt   *ebpf.ProgramSpec `ebpf:"fexit_packet_sendmsg_spkt"`
+	FexitSkbRecvDatagram     *ebpf.ProgramSpec `ebpf:"fexit_skb_recv_datagram"`
+	FexitSockCommonRecvmsg   *ebpf.ProgramSpec `ebpf:"fexit_sock_common_recvmsg"`
+	FexitTcpSpliceRead       *ebpf.ProgramSpec `ebpf:"fexit_tcp_splice_read"`
+	FexitTcpZerocopyReceive  *ebpf.ProgramSpec `ebpf:"fexit_tcp_zerocopy_receive"`
+	FindProcesses            *ebpf.ProgramSpec `ebpf:"find_processes"`
+	InetSockSetState         *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
+	KprobeAccept             *ebpf.ProgramSpec `ebpf:"kprobe_accept"`
+	KprobeReceive            *ebpf.ProgramSpec `ebpf:"kprobe_receive"`
+	KprobeSend               *ebpf.ProgramSpec `ebpf:"kprobe_send"`
+	KprobeSendpage           *ebpf.ProgramSpec `ebpf:"kprobe_sendpage"`
+	KprobeSkbConsumeUdp      *ebpf.ProgramSpec `ebpf:"kprobe_skb_consume_udp"`
+	KprobeSplice             *ebpf.ProgramSpec `ebpf:"kprobe_splice"`
+	KprobeZerocopy           *ebpf.ProgramSpec `ebpf:"kprobe_zerocopy"`
+	KretprobeAccept          *ebpf.ProgramSpec `ebpf:"kretprobe_accept"`
+	KretprobeReceive         *ebpf.ProgramSpec `ebpf:"kretprobe_receive"`
+	KretprobeSend            *ebpf.ProgramSpec `ebpf:"kretprobe_send"`
+	KretprobeSendpage        *ebpf.ProgramSpec `ebpf:"kretprobe_sendpage"`
+	KretprobeSkbRecvDatagram *ebpf.ProgramSpec `ebpf:"kretprobe_skb_recv_datagram"`
+	KretprobeSplice          *ebpf.ProgramSpec `ebpf:"kretprobe_splice"`
+	KretprobeZerocopy        *ebpf.ProgramSpec `ebpf:"kretprobe_zerocopy"`
+	PacketEgress             *ebpf.ProgramSpec `ebpf:"packet_egress"`
+	PacketIngress            *ebpf.ProgramSpec `ebpf:"packet_ingress"`
+	Recvmsg4                 *ebpf.ProgramSpec `ebpf:"recvmsg4"`
+	Recvmsg6                 *ebpf.ProgramSpec `ebpf:"recvmsg6"`
+	SchedProcessExec         *ebpf.ProgramSpec `ebpf:"sched_process_exec"`
+	SchedProcessExit         *ebpf.ProgramSpec `ebpf:"sched_process_exit"`
+	SchedProcessFork         *ebpf.ProgramSpec `ebpf:"sched_process_fork"`
+	Sendmsg4                 *ebpf.ProgramSpec `ebpf:"sendmsg4"`
+	Sendmsg6                 *ebpf.ProgramSpec `ebpf:"sendmsg6"`
+	SockCreate               *ebpf.ProgramSpec `ebpf:"sock_create"`
+	SockRecvLength           *ebpf.ProgramSpec `ebpf:"sock_recv_length"`
+	SockRelease              *ebpf.ProgramSpec `ebpf:"sock_release"`
+	SockSendLength           *ebpf.ProgramSpec `ebpf:"sock_send_length"`
+	TcpRcvSpaceAdjust        *ebpf.ProgramSpec `ebpf:"tcp_rcv_space_adjust"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
+	Calls        *ebpf.MapSpec `ebpf:"calls"`
+	Claims       *ebpf.MapSpec `ebpf:"claims"`
 	FlowTable0   *ebpf.MapSpec `ebpf:"flow_table_0"`
 	FlowTable1   *ebpf.MapSpec `ebpf:"flow_table_1"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
@@ -364,6 +452,7 @@ type bpfMapSpecs struct {
 	Scratches    *ebpf.MapSpec `ebpf:"scratches"`
 	Socks        *ebpf.MapSpec `ebpf:"socks"`
 	Stateless    *ebpf.MapSpec `ebpf:"stateless"`
+	States       *ebpf.MapSpec `ebpf:"states"`
 	Tallies      *ebpf.MapSpec `ebpf:"tallies"`
 	TotalTable0  *ebpf.MapSpec `ebpf:"total_table_0"`
 	TotalTable1  *ebpf.MapSpec `ebpf:"total_table_1"`
@@ -374,11 +463,18 @@ type bpfMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
+	ArgsRecvDatagram *ebpf.VariableSpec `ebpf:"args_recv_datagram"`
+	ArgsZerocopy     *ebpf.VariableSpec `ebpf:"args_zerocopy"`
+	Atomics          *ebpf.VariableSpec `ebpf:"atomics"`
 	Bandwidth        *ebpf.VariableSpec `ebpf:"bandwidth"`
+	CallsKept        *ebpf.VariableSpec `ebpf:"calls_kept"`
+	CallsOn          *ebpf.VariableSpec `ebpf:"calls_on"`
 	KeepCounts       *ebpf.VariableSpec `ebpf:"keep_counts"`
 	Loops            *ebpf.VariableSpec `ebpf:"loops"`
+	NoState          *ebpf.VariableSpec `ebpf:"no_state"`
 	PacketsAsked     *ebpf.VariableSpec `ebpf:"packets_asked"`
 	StatelessUsed    *ebpf.VariableSpec `ebpf:"stateless_used"`
+	Storage          *ebpf.VariableSpec `ebpf:"storage"`
 	UnusedDirection  *ebpf.VariableSpec `ebpf:"unused_direction"`
 	UnusedExecReport *ebpf.VariableSpec `ebpf:"unused_exec_report"`
 	UnusedExitReport *ebpf.VariableSpec `ebpf:"unused_exit_report"`
@@ -387,6 +483,7 @@ type bpfVariableSpecs struct {
 	UnusedKind       *ebpf.VariableSpec `ebpf:"unused_kind"`
 	UnusedPeer       *ebpf.VariableSpec `ebpf:"unused_peer"`
 	UnusedTally      *ebpf.VariableSpec `ebpf:"unused_tally"`
+	UseStates        *ebpf.VariableSpec `ebpf:"use_states"`
 	WakeBytes        *ebpf.VariableSpec `ebpf:"wake_bytes"`
 }
 
@@ -410,6 +507,8 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
+	Calls        *ebpf.Map `ebpf:"calls"`
+	Claims       *ebpf.Map `ebpf:"claims"`
 	FlowTable0   *ebpf.Map `ebpf:"flow_table_0"`
 	FlowTable1   *ebpf.Map `ebpf:"flow_table_1"`
 	Flows        *ebpf.Map `ebpf:"flows"`
@@ -420,6 +519,7 @@ type bpfMaps struct {
 	Scratches    *ebpf.Map `ebpf:"scratches"`
 	Socks        *ebpf.Map `ebpf:"socks"`
 	Stateless    *ebpf.Map `ebpf:"stateless"`
+	States       *ebpf.Map `ebpf:"states"`
 	Tallies      *ebpf.Map `ebpf:"tallies"`
 	TotalTable0  *ebpf.Map `ebpf:"total_table_0"`
 	TotalTable1  *ebpf.Map `ebpf:"total_table_1"`
@@ -428,6 +528,8 @@ type bpfMaps struct {
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
+		m.Calls,
+		m.Claims,
 		m.FlowTable0,
 		m.FlowTable1,
 		m.Flows,
@@ -438,6 +540,7 @@ func (m *bpfMaps) Close() error {
 		m.Scratches,
 		m.Socks,
 		m.Stateless,
+		m.States,
 		m.Tallies,
 		m.TotalTable0,
 		m.TotalTable1,
@@ -449,11 +552,18 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
+	ArgsRecvDatagram *ebpf.Variable `ebpf:"args_recv_datagram"`
+	ArgsZerocopy     *ebpf.Variable `ebpf:"args_zerocopy"`
+	Atomics          *ebpf.Variable `ebpf:"atomics"`
 	Bandwidth        *ebpf.Variable `ebpf:"bandwidth"`
+	CallsKept        *ebpf.Variable `ebpf:"calls_kept"`
+	CallsOn          *ebpf.Variable `ebpf:"calls_on"`
 	KeepCounts       *ebpf.Variable `ebpf:"keep_counts"`
 	Loops            *ebpf.Variable `ebpf:"loops"`
+	NoState          *ebpf.Variable `ebpf:"no_state"`
 	PacketsAsked     *ebpf.Variable `ebpf:"packets_asked"`
 	StatelessUsed    *ebpf.Variable `ebpf:"stateless_used"`
+	Storage          *ebpf.Variable `ebpf:"storage"`
 	UnusedDirection  *ebpf.Variable `ebpf:"unused_direction"`
 	UnusedExecReport *ebpf.Variable `ebpf:"unused_exec_report"`
 	UnusedExitReport *ebpf.Variable `ebpf:"unused_exit_report"`
@@ -462,6 +572,7 @@ type bpfVariables struct {
 	UnusedKind       *ebpf.Variable `ebpf:"unused_kind"`
 	UnusedPeer       *ebpf.Variable `ebpf:"unused_peer"`
 	UnusedTally      *ebpf.Variable `ebpf:"unused_tally"`
+	UseStates        *ebpf.Variable `ebpf:"use_states"`
 	WakeBytes        *ebpf.Variable `ebpf:"wake_bytes"`
 }
 
@@ -469,26 +580,56 @@ type bpfVariables struct {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
-	AdoptSockets      *ebpf.Program `ebpf:"adopt_sockets"`
-	Connect4          *ebpf.Program `ebpf:"connect4"`
-	Connect6          *ebpf.Program `ebpf:"connect6"`
-	DrainSockets      *ebpf.Program `ebpf:"drain_sockets"`
-	FindProcesses     *ebpf.Program `ebpf:"find_processes"`
-	InetSockSetState  *ebpf.Program `ebpf:"inet_sock_set_state"`
-	PacketEgress      *ebpf.Program `ebpf:"packet_egress"`
-	PacketIngress     *ebpf.Program `ebpf:"packet_ingress"`
-	Recvmsg4          *ebpf.Program `ebpf:"recvmsg4"`
-	Recvmsg6          *ebpf.Program `ebpf:"recvmsg6"`
-	SchedProcessExec  *ebpf.Program `ebpf:"sched_process_exec"`
-	SchedProcessExit  *ebpf.Program `ebpf:"sched_process_exit"`
-	SchedProcessFork  *ebpf.Program `ebpf:"sched_process_fork"`
-	Sendmsg4          *ebpf.Program `ebpf:"sendmsg4"`
-	Sendmsg6          *ebpf.Program `ebpf:"sendmsg6"`
-	SockCreate        *ebpf.Program `ebpf:"sock_create"`
-	SockRecvLength    *ebpf.Program `ebpf:"sock_recv_length"`
-	SockRelease       *ebpf.Program `ebpf:"sock_release"`
-	SockSendLength    *ebpf.Program `ebpf:"sock_send_length"`
-	TcpRcvSpaceAdjust *ebpf.Program `ebpf:"tcp_rcv_space_adjust"`
+	AdoptSockets             *ebpf.Program `ebpf:"adopt_sockets"`
+	Connect4                 *ebpf.Program `ebpf:"connect4"`
+	Connect6                 *ebpf.Program `ebpf:"connect6"`
+	DrainSockets             *ebpf.Program `ebpf:"drain_sockets"`
+	FentrySkbConsumeUdp      *ebpf.Program `ebpf:"fentry_skb_consume_udp"`
+	FexitInet6Recvmsg        *ebpf.Program `ebpf:"fexit_inet6_recvmsg"`
+	FexitInet6Sendmsg        *ebpf.Program `ebpf:"fexit_inet6_sendmsg"`
+	FexitInetAccept          *ebpf.Program `ebpf:"fexit_inet_accept"`
+	FexitInetRecvmsg         *ebpf.Program `ebpf:"fexit_inet_recvmsg"`
+	FexitInetSendmsg         *ebpf.Program `ebpf:"fexit_inet_sendmsg"`
+	FexitInetSendpage        *ebpf.Program `ebpf:"fexit_inet_sendpage"`
+	FexitMptcpSpliceRead     *ebpf.Program `ebpf:"fexit_mptcp_splice_read"`
+	FexitMptcpStreamAccept   *ebpf.Program `ebpf:"fexit_mptcp_stream_accept"`
+	FexitPacketRecvmsg       *ebpf.Program `ebpf:"fexit_packet_recvmsg"`
+	FexitPacketSendmsg       *ebpf.Program `ebpf:"fexit_packet_sendmsg"`
+	FexitPacketSendmsgSpkt   *ebpf.Program `ebpf:"fexit_packet_sendmsg_spkt"`
+	FexitSkbRecvDatagram     *ebpf.Program `ebpf:"fexit_skb_recv_datagram"`
+	FexitSockCommonRecvmsg   *ebpf.Program `ebpf:"fexit_sock_common_recvmsg"`
+	FexitTcpSpliceRead       *ebpf.Program `ebpf:"fexit_tcp_splice_read"`
+	FexitTcpZerocopyReceive  *ebpf.Program `ebpf:"fexit_tcp_zerocopy_receive"`
+	FindProcesses            *ebpf.Program `ebpf:"find_processes"`
+	InetSockSetState         *ebpf.Program `ebpf:"inet_sock_set_state"`
+	KprobeAccept             *ebpf.Program `ebpf:"kprobe_accept"`
+	KprobeReceive            *ebpf.Program `ebpf:"kprobe_receive"`
+	KprobeSend               *ebpf.Program `ebpf:"kprobe_send"`
+	KprobeSendpage           *ebpf.Program `ebpf:"kprobe_sendpage"`
+	KprobeSkbConsumeUdp      *ebpf.Program `ebpf:"kprobe_skb_consume_udp"`
+	KprobeSplice             *ebpf.Program `ebpf:"kprobe_splice"`
+	KprobeZerocopy           *ebpf.Program `ebpf:"kprobe_zerocopy"`
+	KretprobeAccept          *ebpf.Program `ebpf:"kretprobe_accept"`
+	KretprobeReceive         *ebpf.Program `ebpf:"kretprobe_receive"`
+	KretprobeSend            *ebpf.Program `ebpf:"kretprobe_send"`
+	KretprobeSendpage        *ebpf.Program `ebpf:"kretprobe_sendpage"`
+	KretprobeSkbRecvDatagram *ebpf.Program `ebpf:"kretprobe_skb_recv_datagram"`
+	KretprobeSplice          *ebpf.Program `ebpf:"kretprobe_splice"`
+	KretprobeZerocopy        *ebpf.Program `ebpf:"kretprobe_zerocopy"`
+	PacketEgress             *ebpf.Program `ebpf:"packet_egress"`
+	PacketIngress            *ebpf.Program `ebpf:"packet_ingress"`
+	Recvmsg4                 *ebpf.Program `ebpf:"recvmsg4"`
+	Recvmsg6                 *ebpf.Program `ebpf:"recvmsg6"`
+	SchedProcessExec         *ebpf.Program `ebpf:"sched_process_exec"`
+	SchedProcessExit         *ebpf.Program `ebpf:"sched_process_exit"`
+	SchedProcessFork         *ebpf.Program `ebpf:"sched_process_fork"`
+	Sendmsg4                 *ebpf.Program `ebpf:"sendmsg4"`
+	Sendmsg6                 *ebpf.Program `ebpf:"sendmsg6"`
+	SockCreate               *ebpf.Program `ebpf:"sock_create"`
+	SockRecvLength           *ebpf.Program `ebpf:"sock_recv_length"`
+	SockRelease              *ebpf.Program `ebpf:"sock_release"`
+	SockSendLength           *ebpf.Program `ebpf:"sock_send_length"`
+	TcpRcvSpaceAdjust        *ebpf.Program `ebpf:"tcp_rcv_space_adjust"`
 }
 
 func (p *bpfPrograms) Close() error {
@@ -497,8 +638,38 @@ func (p *bpfPrograms) Close() error {
 		p.Connect4,
 		p.Connect6,
 		p.DrainSockets,
+		p.FentrySkbConsumeUdp,
+		p.FexitInet6Recvmsg,
+		p.FexitInet6Sendmsg,
+		p.FexitInetAccept,
+		p.FexitInetRecvmsg,
+		p.FexitInetSendmsg,
+		p.FexitInetSendpage,
+		p.FexitMptcpSpliceRead,
+		p.FexitMptcpStreamAccept,
+		p.FexitPacketRecvmsg,
+		p.FexitPacketSendmsg,
+		p.FexitPacketSendmsgSpkt,
+		p.FexitSkbRecvDatagram,
+		p.FexitSockCommonRecvmsg,
+		p.FexitTcpSpliceRead,
+		p.FexitTcpZerocopyReceive,
 		p.FindProcesses,
 		p.InetSockSetState,
+		p.KprobeAccept,
+		p.KprobeReceive,
+		p.KprobeSend,
+		p.KprobeSendpage,
+		p.KprobeSkbConsumeUdp,
+		p.KprobeSplice,
+		p.KprobeZerocopy,
+		p.KretprobeAccept,
+		p.KretprobeReceive,
+		p.KretprobeSend,
+		p.KretprobeSendpage,
+		p.KretprobeSkbRecvDatagram,
+		p.KretprobeSplice,
+		p.KretprobeZerocopy,
 		p.PacketEgress,
 		p.PacketIngress,
 		p.Recvmsg4,

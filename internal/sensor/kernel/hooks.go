@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -16,78 +17,14 @@ import (
 	"github.com/picosnitch/picosnitch/internal/event"
 )
 
-// Names of the hook sets.
-const (
-	SetTracepoint = "tracepoint"
-)
-
 // ErrNoHookSet is returned, wrapped with the reasons, when no hook set works on this kernel.
 var ErrNoHookSet = errors.New("no hook set works on this kernel")
 
-// hook is one attach point of a set.
-type hook struct {
-	name     string          // as the user sees it
-	program  string          // in the BPF object
-	cgroup   ebpf.AttachType // of programs that attach to the cgroup root; noCgroup for the others
-	required bool
-	when     when
-	cost     string // what is not seen without it
-}
-
-// noCgroup marks programs that do not attach to a cgroup; zero is a cgroup attach type.
-const noCgroup = ^ebpf.AttachType(0)
-
-const (
-	releaseProgram = "sock_release"
-	drainProgram   = "drain_sockets"
-)
-
-// when a hook is attached.
-type when int
-
-const (
-	always     when = iota
-	noBytes         // only when they are not
-	onDemand        // when a socket shows up that needs it
-	afterAdopt      // only when bytes are counted, and the sockets that were open before must have their starting point first
-)
-
-// tracepointSet works where fentry and kprobes are refused; kernel 6.3 and later.
-func tracepointSet() []hook {
-	return []hook{
-		{"sched_process_exec", "sched_process_exec", noCgroup, true, always, "which program it is"},
-		{"sched_process_fork", "sched_process_fork", noCgroup, true, always, "who started a program"},
-		{"sched_process_exit", "sched_process_exit", noCgroup, false, always, "the end of processes: memory is kept longer"},
-		{"inet_sock_set_state", "inet_sock_set_state", noCgroup, true, always, "TCP connection attempts, and who opened a connection"},
-		{"cgroup/sock_create", "sock_create", ebpf.AttachCGroupInetSockCreate, false, afterAdopt, "the remote address of the first packets of raw and ICMP sockets"},
-		{"cgroup/sock_release", releaseProgram, ebpf.AttachCgroupInetSockRelease, false, always, "accepted connections that move no byte; every count takes the slower way through a table"},
-		{"cgroup/sendmsg4", "sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, false, always, "where datagrams of unconnected IPv4 sockets go"},
-		{"cgroup/sendmsg6", "sendmsg6", ebpf.AttachCGroupUDP6Sendmsg, false, always, "where datagrams of unconnected IPv6 sockets go"},
-		{"cgroup/recvmsg4", "recvmsg4", ebpf.AttachCGroupUDP4Recvmsg, false, always, "where datagrams of unconnected IPv4 sockets come from"},
-		{"cgroup/recvmsg6", "recvmsg6", ebpf.AttachCGroupUDP6Recvmsg, false, always, "where datagrams of unconnected IPv6 sockets come from"},
-		{"cgroup/connect4", "connect4", ebpf.AttachCGroupInet4Connect, false, noBytes, "connected IPv4 UDP sockets"},
-		{"cgroup/connect6", "connect6", ebpf.AttachCGroupInet6Connect, false, noBytes, "connected IPv6 UDP sockets"},
-		{"sock_send_length", "sock_send_length", noCgroup, true, afterAdopt, "all sent bytes"},
-		{"sock_recv_length", "sock_recv_length", noCgroup, true, afterAdopt, "received bytes of all but TCP"},
-		{"tcp_rcv_space_adjust", "tcp_rcv_space_adjust", noCgroup, true, afterAdopt, "received bytes of TCP"},
-		{"cgroup_skb/egress", "packet_egress", ebpf.AttachCGroupInetEgress, false, onDemand, "where raw and ICMP sockets send to"},
-		{"cgroup_skb/ingress", "packet_ingress", ebpf.AttachCGroupInetIngress, false, onDemand, "the source of datagrams whose reader does not ask for it"},
-	}
-}
-
-// Sets names the hook sets that this program has, best first.
-func Sets() []string { return []string{SetTracepoint} }
-
-func hooksOf(set string) ([]hook, error) {
-	switch set {
-	case SetTracepoint:
-		return tracepointSet(), nil
-	}
-	return nil, fmt.Errorf("hook set %q: there is %q", set, Sets())
-}
-
 // wanted reports whether the mode needs the hook at all.
-func (h *hook) wanted(bandwidth bool) bool {
+func (h *hook) wanted(bandwidth, storage bool) bool {
+	if h.only == withStorage && !storage || h.only == withoutStorage && storage {
+		return false
+	}
 	switch h.when {
 	case afterAdopt, onDemand:
 		return bandwidth
@@ -100,14 +37,100 @@ func (h *hook) wanted(bandwidth bool) bool {
 // attachment is one hook's state.
 type attachment struct {
 	hook
-	link link.Link
-	err  error
+	links []link.Link // nil when it is not attached
+	err   error
 }
 
 // Attach attaches every hook that the mode needs, in the order that loses nothing: first who processes are, then
 // what opens and closes sockets, then the sockets that are already open, then what counts bytes. An optional hook that fails
-// is noted in State; a required one fails Attach, and everything is detached again.
+// is noted in State; a required one fails the set. When the set was not asked for by name, another one that loses less takes its place.
 func (h *Hooks) Attach() error {
+	err := h.attachAll()
+	if lost := h.missing(); err == nil && (lost == "" || len(h.rest) == 0) {
+		return nil
+	} else if err == nil {
+		err = errors.New("it would not see: " + lost)
+	} else if len(h.rest) == 0 {
+		return err
+	}
+	return h.attachNext(err)
+}
+
+// attachNext tries the sets that are left, after this one was not good for the reason given, and settles for the first of
+// all that works when none is complete.
+func (h *Hooks) attachNext(reason error) error {
+	first, firstWorks := h.set, h.links() > 0
+	reason = fmt.Errorf("%s: %w", h.set, reason)
+	reasons := []error{reason}
+	tried := append(h.tried, Refused{h.set, reason.Error()})
+	rest := h.rest
+	for _, set := range rest {
+		if err := h.become(set, tried); err != nil {
+			reasons = append(reasons, err)
+			tried = append(tried, Refused{set, err.Error()})
+			continue
+		}
+		err := h.attachAll()
+		if err == nil {
+			lost := h.missing()
+			if lost == "" {
+				return nil
+			}
+			if !firstWorks {
+				first, firstWorks = set, true
+			}
+			err = errors.New("it would not see: " + lost)
+		}
+		err = fmt.Errorf("%s: %w", set, err)
+		reasons = append(reasons, err)
+		tried = append(tried, Refused{set, err.Error()})
+	}
+	if !firstWorks {
+		return errors.Join(reasons...)
+	}
+	tried = slices.DeleteFunc(tried, func(r Refused) bool { return r.Set == first })
+	if err := h.become(first, tried); err != nil {
+		return err
+	}
+	return h.attachAll()
+}
+
+// become closes the loaded set and loads another one in its place.
+func (h *Hooks) become(set string, tried []Refused) error {
+	o, why := h.options, h.why
+	errs := h.Close()
+	next, err := loadSet(o, set)
+	if err != nil {
+		return errors.Join(err, errs)
+	}
+	*h = *next
+	h.tried, h.why = tried, why
+	return errs
+}
+
+func (h *Hooks) links() int {
+	n := 0
+	for i := range h.attached {
+		n += len(h.attached[i].links)
+	}
+	return n
+}
+
+// missing says what is not seen because a hook is not attached.
+func (h *Hooks) missing() string {
+	var lost []string
+	for _, s := range h.State() {
+		if !s.Attached && !s.Waits && !s.Spare {
+			lost = append(lost, s.Cost)
+		}
+	}
+	return strings.Join(lost, "; ")
+}
+
+func (h *Hooks) attachAll() error {
+	if err := h.forgetCalls(); err != nil {
+		return err
+	}
 	for i := range h.attached {
 		a := &h.attached[i]
 		if a.when == afterAdopt && !h.adopted {
@@ -121,13 +144,18 @@ func (h *Hooks) Attach() error {
 		h.attach(a)
 		if a.program == releaseProgram {
 			// A count may stay in a socket's state only if every end of it is covered: the drain, and a close between two drains.
-			if err := h.variable("keep_counts", a.link != nil && h.drains != nil); err != nil {
-				return errors.Join(err, h.Detach())
+			for name, on := range map[string]bool{"keep_counts": a.links != nil && h.drains != nil, "use_states": a.links != nil} {
+				if err := h.variable(name, on); err != nil {
+					return errors.Join(err, h.Detach())
+				}
 			}
 		}
 		if a.err != nil && a.required {
 			return errors.Join(fmt.Errorf("attach %s (without it is not seen: %s): %w", a.name, a.cost, a.err), h.Detach())
 		}
+	}
+	if err := h.variable("calls_on", true); err != nil {
+		return errors.Join(err, h.Detach())
 	}
 	if !h.adopted {
 		return h.adopt()
@@ -136,24 +164,52 @@ func (h *Hooks) Attach() error {
 }
 
 func (h *Hooks) attach(a *attachment) {
-	if a.link != nil {
+	if a.links != nil {
 		return
 	}
-	program := h.collection.Programs[a.program]
-	switch {
-	case program == nil:
-		a.err = fmt.Errorf("the kernel refuses the program: %w", h.refused[a.program])
-	case a.cgroup != noCgroup && h.cgroup == "":
-		a.err = h.noCgroup
-	case a.cgroup != noCgroup:
-		a.link, a.err = link.AttachCgroup(link.CgroupOptions{Path: h.cgroup, Attach: a.cgroup, Program: program})
-	default:
-		a.link, a.err = link.AttachTracing(link.TracingOptions{Program: program})
-	}
-	if a.err != nil {
-		a.link = nil
+	a.err = nil
+	// The end of a call first: a beginning that is seen must have an end.
+	for _, name := range []string{a.end, a.program} {
+		if name == "" {
+			continue
+		}
+		l, err := h.attachProgram(a, name)
+		if err != nil {
+			a.err = err
+			for _, l := range a.links {
+				a.err = errors.Join(a.err, l.Close())
+			}
+			a.links = nil
+			return
+		}
+		a.links = append(a.links, l)
 	}
 }
+
+func (h *Hooks) attachProgram(a *attachment, name string) (link.Link, error) {
+	program := h.collection.Programs[name]
+	switch {
+	case program == nil:
+		return nil, fmt.Errorf("the kernel refuses the program: %w", h.refused[name])
+	case a.cgroup != noCgroup && h.cgroup == "":
+		return nil, h.noCgroup
+	case a.cgroup != noCgroup:
+		return link.AttachCgroup(link.CgroupOptions{Path: h.cgroup, Attach: a.cgroup, Program: program})
+	case program.Type() == ebpf.Kprobe && strings.HasPrefix(name, "kretprobe_"):
+		// Every thread that waits inside of the function holds one. Many need tracefs; without it the kernel gives a few per CPU.
+		l, err := link.Kretprobe(a.function, program, &link.KprobeOptions{RetprobeMaxActive: returnsMax, TraceFSPrefix: "picosnitch"})
+		if err != nil {
+			l, err = link.Kretprobe(a.function, program, nil)
+		}
+		return l, err
+	case program.Type() == ebpf.Kprobe:
+		return link.Kprobe(a.function, program, nil)
+	}
+	return link.AttachTracing(link.TracingOptions{Program: program})
+}
+
+// returnsMax is the most that the kernel accepts (KRETPROBE_MAXACTIVE_MAX in kernel/trace/trace_kprobe.c).
+const returnsMax = 4096
 
 // Detach takes all hooks off. What they counted can still be drained.
 func (h *Hooks) Detach() error { return h.detach(func(*attachment) bool { return true }) }
@@ -162,13 +218,15 @@ func (h *Hooks) detach(which func(*attachment) bool) error {
 	var errs []error
 	for i := range slices.Backward(h.attached) {
 		a := &h.attached[i]
-		if a.link == nil || !which(a) {
+		if !which(a) {
 			continue
 		}
-		if err := a.link.Close(); err != nil {
-			errs = append(errs, fmt.Errorf("detach %s: %w", a.name, err))
+		for _, l := range slices.Backward(a.links) {
+			if err := l.Close(); err != nil {
+				errs = append(errs, fmt.Errorf("detach %s: %w", a.name, err))
+			}
 		}
-		a.link = nil
+		a.links = nil
 	}
 	return errors.Join(errs...)
 }
@@ -187,9 +245,8 @@ func (h *Hooks) Packets(on bool) error {
 			if a.err != nil {
 				errs = append(errs, fmt.Errorf("attach %s (without it is not seen: %s): %w", a.name, a.cost, a.err))
 			}
-		} else if a.link != nil {
-			errs = append(errs, a.link.Close())
-			a.link = nil
+		} else {
+			errs = append(errs, h.detach(func(b *attachment) bool { return b == a }))
 		}
 	}
 	if !on {
@@ -203,8 +260,8 @@ func (h *Hooks) State() []event.Hook {
 	out := make([]event.Hook, 0, len(h.attached))
 	for i := range h.attached {
 		a := &h.attached[i]
-		s := event.Hook{Name: a.name, Attached: a.link != nil}
-		if a.link == nil {
+		s := event.Hook{Name: a.name, Attached: a.links != nil}
+		if a.links == nil {
 			s.Cost = a.cost
 			if a.err != nil {
 				s.Error = a.err.Error()
@@ -214,13 +271,13 @@ func (h *Hooks) State() []event.Hook {
 		}
 		out = append(out, s)
 	}
-	if h.drains == nil {
+	if h.storage && h.drains == nil {
 		out = append(out, event.Hook{
 			Name: "iter/bpf_sk_storage_map", Spare: true, Error: fmt.Sprint(h.refused[drainProgram]),
 			Cost: "nothing: every count takes the slower way through a table, and an accepted connection that moves no byte is seen when it is closed",
 		})
 	}
-	if h.sendpage && h.bandwidth {
+	if h.sendpage && h.bandwidth && h.set == SetTracepoint {
 		out = append(out, event.Hook{Name: "sendpage", Cost: "bytes sent by sendfile and splice", Error: "no hook of this set sees it on kernels before 6.5"})
 	}
 	return out

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -22,11 +21,21 @@ type Options struct {
 	Plain     bool   // do without bpf_loop(), as kernels before 5.17 have to; for tests
 }
 
+// Refused is a hook set that was not taken. The reason begins with its name.
+type Refused struct {
+	Set, Reason string
+}
+
 // Hooks is a loaded hook set.
 type Hooks struct {
 	set        string
+	options    Options
+	rest       []string  // sets to try when this one does not do
+	tried      []Refused // better sets that do not work here
+	why        string    // the set was the first choice
 	bandwidth  bool
 	plain      bool
+	storage    bool // tracing programs have socket storage in this set
 	collection *ebpf.Collection
 	refused    map[string]error // programs that did not load
 	attached   []attachment
@@ -39,7 +48,7 @@ type Hooks struct {
 	epoll      int
 	wake       int        // eventfd
 	ring       int        // size of a ring buffer, in bytes
-	sendpage   bool       // the kernel has a way of sending that no hook of this set sees
+	sendpage   bool       // the kernel has a way of sending of its own for files and pipes
 	drains     *link.Iter // over the sockets' states
 	tables     [2]swap
 	tableUsed  uint64
@@ -49,12 +58,33 @@ type Hooks struct {
 	surroundings surroundings
 }
 
-// Load loads a hook set into the kernel and attaches nothing.
+// Load loads the best hook set that the kernel takes, or the one asked for, and attaches nothing.
 func Load(o Options) (*Hooks, error) {
-	set := o.HookSet
-	if set == "" {
-		set = SetTracepoint
+	sets, why := []string{o.HookSet}, "asked for"
+	if o.HookSet == "" {
+		k, err := probe()
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrNoHookSet, err)
+		}
+		sets, why = k.order()
+	} else if _, err := hooksOf(o.HookSet); err != nil {
+		return nil, err
 	}
+	var errs []error
+	var tried []Refused
+	for i, set := range sets {
+		h, err := loadSet(o, set)
+		if err == nil {
+			h.rest, h.tried, h.why = sets[i+1:], tried, why
+			return h, nil
+		}
+		errs = append(errs, err)
+		tried = append(tried, Refused{set, err.Error()})
+	}
+	return nil, fmt.Errorf("%w: %w", ErrNoHookSet, errors.Join(errs...))
+}
+
+func loadSet(o Options, set string) (*Hooks, error) {
 	hooks, err := hooksOf(set)
 	if err != nil {
 		return nil, err
@@ -63,34 +93,66 @@ func Load(o Options) (*Hooks, error) {
 	if pages == 0 {
 		pages = 64
 	}
-	h := &Hooks{set: set, bandwidth: o.Bandwidth, plain: o.Plain, cgroupFD: -1, epoll: -1, wake: -1, refused: map[string]error{}, datagrams: newDatagrams()}
+	h := &Hooks{
+		set: set, options: o, bandwidth: o.Bandwidth, plain: o.Plain, cgroupFD: -1, epoll: -1, wake: -1,
+		refused: map[string]error{}, datagrams: newDatagrams(),
+	}
 	h.cgroup, h.cgroupFD, h.noCgroup = cgroupRoot()
 	if err := h.load(hooks, pages*os.Getpagesize()); err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: %s: %w", ErrNoHookSet, set, err), h.Close())
+		return nil, errors.Join(fmt.Errorf("%s: %w", set, err), h.Close())
 	}
 	return h, nil
 }
 
-// Set is the name of the hook set.
+// Set is the name of the hook set. Attach may change it.
 func (h *Hooks) Set() string { return h.set }
+
+// Why says why this set was taken, and which sets would have been taken before it and what is wrong with them.
+func (h *Hooks) Why() string {
+	if len(h.tried) == 0 {
+		return h.why
+	}
+	var parts []string
+	for _, r := range h.tried {
+		reason, _, _ := strings.Cut(r.Reason, "\n")
+		if len(reason) > reasonMax {
+			reason = reason[:reasonMax] + "…"
+		}
+		parts = append(parts, "not "+strings.TrimPrefix(reason, "not "))
+	}
+	return strings.Join(parts, "; ")
+}
+
+// reasonMax bounds what a verifier has to say.
+const reasonMax = 200
 
 func (h *Hooks) load(hooks []hook, ring int) error {
 	h.ring = ring
+	k, err := probe()
+	if err != nil {
+		return err
+	}
+	h.sendpage = k.sendpage
+	// A kprobe gets addresses, not typed pointers, which socket storage needs.
+	h.storage = k.storage && h.set != SetKprobe
 	spec, err := loadBpf()
 	if err != nil {
 		return fmt.Errorf("read the BPF object: %w", err)
 	}
-	// A program that the mode does not use is not loaded: it could only fail.
-	keep := map[string]bool{"find_processes": true, "adopt_sockets": true, drainProgram: true}
-	for _, k := range hooks {
-		if k.wanted(h.bandwidth) {
-			keep[k.program] = true
-			h.attached = append(h.attached, attachment{hook: k})
-		}
+	variables := map[string]any{
+		"bandwidth": h.bandwidth, "wake_bytes": uint32(ring / 4),
+		"storage": h.storage, "atomics": k.atomics, "calls_kept": h.set == SetKprobe,
 	}
-	for name := range spec.Programs {
+	keep := map[string]bool{"find_processes": true, "adopt_sockets": true, drainProgram: h.storage}
+	if err := h.choose(hooks, &k, keep, variables); err != nil {
+		return err
+	}
+	// A program that the mode does not use is not loaded: it could only fail.
+	for name, program := range spec.Programs {
 		if !keep[name] {
 			delete(spec.Programs, name)
+		} else if !k.atomics {
+			deaden(program)
 		}
 	}
 	h.spoil(spec)
@@ -100,13 +162,21 @@ func (h *Hooks) load(hooks []hook, ring int) error {
 			unloop(program)
 		}
 	}
-	for name, v := range map[string]any{"bandwidth": h.bandwidth, "wake_bytes": uint32(ring / 4), "loops": loops} {
+	variables["loops"] = loops
+	for name, v := range variables {
 		if err := spec.Variables[name].Set(v); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
 	}
 	spec.Maps["released"].MaxEntries = uint32(ring)
 	spec.Maps["processes"].MaxEntries = uint32(ring)
+	if h.storage {
+		spec.Maps["states"].MaxEntries = 1
+		spec.Maps["claims"].MaxEntries = 1
+	}
+	if h.set != SetKprobe {
+		spec.Maps["calls"].MaxEntries = 1
+	}
 
 	if h.collection, err = h.newCollection(spec); err != nil {
 		return err
@@ -114,13 +184,37 @@ func (h *Hooks) load(hooks []hook, ring int) error {
 	if err := h.openRings(); err != nil {
 		return err
 	}
-	if h.sendpage, err = hasSendpage(); err != nil {
-		return err
-	}
 	h.attachDrains()
 	for i, name := range []string{"flow_table", "total_table"} {
 		outer := []string{"flows", "totals"}[i]
 		h.tables[i] = swap{outer: h.collection.Maps[outer], spare: h.collection.Maps[name+"_1"], used: h.collection.Maps[name+"_0"]}
+	}
+	return nil
+}
+
+// choose notes which of the hooks the mode and this kernel need, and the programs and settings for them.
+func (h *Hooks) choose(hooks []hook, k *offer, keep map[string]bool, variables map[string]any) error {
+	for _, hook := range hooks {
+		if !hook.wanted(h.bandwidth, h.storage) {
+			continue
+		}
+		use, args, err := k.fits(&hook)
+		switch {
+		case !use:
+			continue
+		case err != nil && hook.required:
+			return fmt.Errorf("%s (without it is not seen: %s): %w", hook.name, hook.cost, err)
+		case err != nil:
+			h.refused[hook.program] = err
+			hook.end = ""
+		default:
+			keep[hook.program] = true
+			keep[hook.end] = true
+			if hook.variable != "" {
+				variables[hook.variable] = uint32(args)
+			}
+		}
+		h.attached = append(h.attached, attachment{hook: hook})
 	}
 	return nil
 }
@@ -159,8 +253,10 @@ func (h *Hooks) newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, erro
 			refused = drainProgram
 		}
 		for _, a := range h.attached {
-			if !a.required && strings.HasPrefix(err.Error(), "program "+a.program+": ") {
-				refused = a.program
+			for _, program := range []string{a.program, a.end} {
+				if !a.required && program != "" && strings.HasPrefix(err.Error(), "program "+program+": ") {
+					refused = program
+				}
 			}
 		}
 		if refused == "" {
@@ -181,7 +277,7 @@ func explain(err error) error {
 		}
 	}
 	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%w (needs a kernel with BTF, /sys/kernel/btf/vmlinux, and for the tracepoint set version 6.3 or later)", err)
+		return fmt.Errorf("%w (needs a kernel with BTF, /sys/kernel/btf/vmlinux; the tracepoint set needs 6.3 or later)", err)
 	}
 	return err
 }
@@ -205,6 +301,25 @@ func (h *Hooks) openRings() error {
 		ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(fd)}
 		if err := unix.EpollCtl(h.epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
 			return fmt.Errorf("epoll: %w", err)
+		}
+	}
+	return nil
+}
+
+// forgetCalls empties the table of calls under way, of an earlier time.
+func (h *Hooks) forgetCalls() error {
+	if err := h.variable("calls_on", false); err != nil {
+		return err
+	}
+	var keys []bpfCallKey
+	var key bpfCallKey
+	var value bpfCallValue
+	for it := h.collection.Maps["calls"].Iterate(); it.Next(&key, &value); {
+		keys = append(keys, key)
+	}
+	for _, k := range keys {
+		if err := h.collection.Maps["calls"].Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("empty the table of calls: %w", err)
 		}
 	}
 	return nil
@@ -278,19 +393,6 @@ func cgroupRoot() (path string, fd int, err error) {
 		return "", -1, fmt.Errorf("cgroup v2 is not mounted and cannot be: %w", err)
 	}
 	return fmt.Sprintf("/proc/self/fd/%d", fd), fd, nil
-}
-
-// hasSendpage reports whether this kernel sends files and pipes by a way of its own, past sock_sendmsg() (before 6.5).
-func hasSendpage() (bool, error) {
-	types, err := btf.LoadKernelSpec()
-	if err != nil {
-		return false, fmt.Errorf("read the kernel's types: %w", err)
-	}
-	var ops *btf.Struct
-	if err := types.TypeByName("proto_ops", &ops); err != nil {
-		return false, fmt.Errorf("read the kernel's types: %w", err)
-	}
-	return slices.ContainsFunc(ops.Members, func(m btf.Member) bool { return m.Name == "sendpage" }), nil
 }
 
 // CgroupRoot returns nil when the root of the cgroup v2 hierarchy can be had.

@@ -35,6 +35,8 @@ func (h *Hooks) Tally() (Tally, error) {
 		event.LostFlowDetail: bpfTallyTALLY_LOST_DETAIL,
 		event.LostPeer:       bpfTallyTALLY_LOST_PEER,
 		event.LostBaseline:   bpfTallyTALLY_LOST_BASELINE,
+		event.LostState:      bpfTallyTALLY_LOST_STATE,
+		event.LostSkipped:    bpfTallyTALLY_LOST_CALL,
 		event.LostExec:       bpfTallyTALLY_LOST_EXEC,
 		event.LostFork:       bpfTallyTALLY_LOST_FORK,
 		event.LostExit:       bpfTallyTALLY_LOST_EXIT,

@@ -1,0 +1,134 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+)
+
+// offer is what the kernel has, found by trial and in its types, never by its version.
+type offer struct {
+	types    *btf.Spec
+	atomics  bool // atomic instructions with a result (5.12)
+	storage  bool // socket storage for tracing programs (5.11)
+	sendpage bool // a way of sending files and pipes past sock_sendmsg() (before 6.5)
+}
+
+func probe() (offer, error) {
+	types, err := btf.LoadKernelSpec()
+	if err != nil {
+		return offer{}, fmt.Errorf("read the kernel's types (needs a kernel with BTF, /sys/kernel/btf/vmlinux): %w", err)
+	}
+	o := offer{types: types, atomics: hasAtomics()}
+	o.storage = o.atomics && hasStorage()
+	o.sendpage, err = hasSendpage(types)
+	return o, err
+}
+
+func hasAtomics() bool {
+	exchange := asm.Xchg.Mem(asm.RFP, asm.R0, asm.DWord, -8)
+	exchange.Constant = int64(asm.Xchg >> 8) // cilium/ebpf 0.22 writes the operation only where it read it from an object
+	return loads(&ebpf.ProgramSpec{Type: ebpf.SocketFilter, License: "GPL", Instructions: asm.Instructions{
+		asm.Mov.Imm(asm.R0, 0),
+		asm.StoreMem(asm.RFP, -8, asm.R0, asm.DWord),
+		exchange,
+		asm.Mov.Imm(asm.R0, 0),
+		asm.Return(),
+	}})
+}
+
+func hasStorage() bool {
+	number := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
+	const noPrealloc = 1 // BPF_F_NO_PREALLOC, which the kernel demands
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.SkStorage, KeySize: 4, ValueSize: 4, Flags: noPrealloc, Key: number, Value: number})
+	if err != nil {
+		return false
+	}
+	defer m.Close()
+	return loads(&ebpf.ProgramSpec{
+		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: "inet_sock_set_state", License: "GPL",
+		Instructions: asm.Instructions{
+			asm.LoadMem(asm.R2, asm.R1, 0, asm.DWord),
+			asm.LoadMapPtr(asm.R1, m.FD()),
+			asm.Mov.Imm(asm.R3, 0),
+			asm.Mov.Imm(asm.R4, 0),
+			asm.FnSkStorageGet.Call(),
+			asm.Mov.Imm(asm.R0, 0),
+			asm.Return(),
+		},
+	})
+}
+
+func loads(spec *ebpf.ProgramSpec) bool {
+	p, err := ebpf.NewProgram(spec)
+	if err != nil {
+		return false
+	}
+	p.Close()
+	return true
+}
+
+// hasSendpage reports whether this kernel sends files and pipes by a way of its own, past sock_sendmsg() (before 6.5).
+func hasSendpage(types *btf.Spec) (bool, error) {
+	var ops *btf.Struct
+	if err := types.TypeByName("proto_ops", &ops); err != nil {
+		return false, fmt.Errorf("read the kernel's types: %w", err)
+	}
+	return slices.ContainsFunc(ops.Members, func(m btf.Member) bool { return m.Name == "sendpage" }), nil
+}
+
+// order is the sets to try, best first, and why.
+func (o *offer) order() (sets []string, why string) {
+	if o.sendpage {
+		return []string{SetFexit, SetKprobe, SetTracepoint}, "sendfile and splice go past the tracepoints of this kernel"
+	}
+	return []string{SetTracepoint, SetFexit, SetKprobe}, "first choice"
+}
+
+// arguments returns how many arguments a function of the kernel has.
+func (o *offer) arguments(function string) (int, error) {
+	var f *btf.Func
+	if err := o.types.TypeByName(function, &f); err != nil {
+		return 0, err
+	}
+	proto, ok := f.Type.(*btf.FuncProto)
+	if !ok {
+		return 0, fmt.Errorf("the type of %s is %T", function, f.Type)
+	}
+	return len(proto.Params), nil
+}
+
+// fits looks up a hook's function in the kernel's types. It returns false for a hook that this kernel has no use for, an error for
+// one that would read the wrong arguments, and what to tell the program of their number.
+func (o *offer) fits(k *hook) (use bool, args int, err error) {
+	if k.function == "" {
+		return true, 0, nil
+	}
+	n, err := o.arguments(k.function)
+	switch {
+	case errors.Is(err, btf.ErrNotFound):
+		return !k.absent, 0, fmt.Errorf("the kernel has no function %s", k.function)
+	case err != nil:
+		return true, 0, err
+	case k.args != 0 && n != k.args:
+		return true, 0, fmt.Errorf("%s has %d arguments on this kernel, and %d were expected", k.function, n, k.args)
+	}
+	return true, n, nil
+}
+
+// deaden replaces the instructions that kernels before 5.12 refuse even where they cannot be reached by one that no
+// kernel accepts where it can.
+func deaden(program *ebpf.ProgramSpec) {
+	for i := range program.Instructions {
+		in := &program.Instructions[i]
+		if in.OpCode.Class() == asm.StXClass && in.OpCode.Mode() == asm.AtomicMode && in.OpCode.AtomicOp() != asm.AddAtomic {
+			dead := asm.BuiltinFunc(0xdead).Call()
+			dead.Metadata = in.Metadata
+			*in = dead
+		}
+	}
+}
