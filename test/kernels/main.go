@@ -17,7 +17,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/picosnitch/picosnitch/test/kernels/lab"
 )
@@ -96,7 +95,7 @@ func run(ctx context.Context, o options, kernels map[string][]string, at int, do
 		}
 	}
 	if docs != "" {
-		if err := save(docs, Report{Date: time.Now().UTC().Format(time.DateOnly), Kernels: all}); err != nil {
+		if err := save(docs, Report{Kernels: all}); err != nil {
 			return 1, err
 		}
 	}

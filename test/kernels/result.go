@@ -47,6 +47,8 @@ type Fault struct {
 
 // Result is one kernel.
 type Result struct {
+	Date     string        `json:"date"`
+	Fast     bool          `json:"fast,omitempty"` // only a dozen scenarios, no faults
 	Name     string        `json:"name"`
 	Arch     string        `json:"arch"`
 	Release  string        `json:"release"`
@@ -79,6 +81,7 @@ func dozen() []string {
 }
 
 func (r *Result) run(ctx context.Context, o options, l *lab.Lab, p programs, k lab.Kernel) {
+	r.Date, r.Fast = time.Now().UTC().Format(time.DateOnly), o.fast
 	slow := time.Duration(1)
 	if k.Arch == "arm64" {
 		slow = 3
@@ -95,8 +98,8 @@ func (r *Result) run(ctx context.Context, o options, l *lab.Lab, p programs, k l
 	if only == "" && (o.fast || k.Arch == "arm64") {
 		only = strings.Join(dozen(), "|")
 	}
-	steps = append(steps, lab.Step{Name: "coverage", Limit: slow * 15 * time.Minute, Env: []string{"GENERATE_PATIENCE=" + (slow * time.Minute).String()}, Args: []string{
-		"/cover", "play", "-picosnitch", "/picosnitch", "-generate", "/generate", "-machine", "guest", "-within", (slow * 90 * time.Second).String(), "-only", only, "-out", "/out/coverage.json",
+	steps = append(steps, lab.Step{Name: "coverage", Limit: slow * 15 * time.Minute, Env: []string{"GENERATE_PATIENCE=" + (slow * 2 * time.Minute).String()}, Args: []string{
+		"/cover", "play", "-picosnitch", "/picosnitch", "-generate", "/generate", "-machine", "guest", "-within", (slow * 5 * time.Minute).String(), "-only", only, "-out", "/out/coverage.json",
 	}})
 	if !o.fast && k.Arch == "amd64" {
 		steps = append(steps, lab.Step{Name: "faults", Limit: 15 * time.Minute, Args: []string{"/faults", "run", "/picosnitch", "/faulty", "/generate", "/out/faults.json"}})
@@ -258,12 +261,12 @@ func (r *Result) tell(w io.Writer) {
 	}
 	for _, t := range r.Tests {
 		for _, s := range t.Skipped {
-			fmt.Fprintf(w, "    skipped: %s %s\n", t.Package, s)
+			fmt.Fprintf(w, "    skipped: %s: %s %s\n", r.Release, t.Package, s)
 		}
 	}
 	for _, x := range r.Coverage {
 		if x.Result == page.Lacks {
-			fmt.Fprintf(w, "    skipped: %s: this kernel lacks it: %s\n", x.ID, x.Reason)
+			fmt.Fprintf(w, "    skipped: %s: %s: this kernel lacks it: %s\n", r.Release, x.ID, x.Reason)
 		}
 	}
 }

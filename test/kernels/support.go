@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,11 +16,26 @@ import (
 
 // Report is what docs/kernel-support.json holds.
 type Report struct {
-	Date    string    `json:"date"`
 	Kernels []*Result `json:"kernels"`
 }
 
+// save writes the results; those of kernels that did not run this time stay as they are.
 func save(dir string, r Report) error {
+	var old Report
+	if b, err := os.ReadFile(filepath.Join(dir, "kernel-support.json")); err == nil {
+		if err := json.Unmarshal(b, &old); err != nil {
+			return fmt.Errorf("%s: %w", filepath.Join(dir, "kernel-support.json"), err)
+		}
+	}
+	for _, k := range old.Kernels {
+		if !slices.ContainsFunc(r.Kernels, func(x *Result) bool { return x.Name == k.Name && x.Arch == k.Arch }) {
+			r.Kernels = append(r.Kernels, k)
+		}
+	}
+	place := func(k *Result) int {
+		return slices.Index(strings.Fields("amd64/5.10 amd64/6.1 amd64/6.12 amd64/newest arm64/6.1 arm64/6.12"), k.Arch+"/"+k.Name)
+	}
+	slices.SortStableFunc(r.Kernels, func(a, b *Result) int { return place(a) - place(b) })
 	b, err := json.MarshalIndent(r, "", " ")
 	if err != nil {
 		return err
@@ -32,15 +48,15 @@ func save(dir string, r Report) error {
 
 // write writes docs/kernel-support.md.
 func (r Report) write(w io.Writer) {
-	fmt.Fprintf(w, `# Kernel support
+	fmt.Fprint(w, `# Kernel support
 
-Written by `+"`make kernels`"+`; do not edit. %s. Each kernel is Debian's, unchanged, booted in QEMU without KVM. The newest one is what Debian sid had that day. In each run the tests that
+Written by `+"`make kernels`"+`; do not edit. Each kernel is Debian's, unchanged, booted in QEMU without KVM. The newest one is what Debian sid had that day. In each run the tests that
 load hooks (loader, ledger, exec and exit identity, fanotify), scenarios of the coverage suite ([coverage.md](coverage.md) says what "equal" means), and
 starts with something taken away.
 
-| kernel | architecture | hook set | self test | tests | scenarios | faults | QEMU |
-|---|---|---|---|---|---|---|---|
-`, r.Date)
+| kernel | architecture | hook set | self test | tests | scenarios | faults | QEMU | date |
+|---|---|---|---|---|---|---|---|---|
+`)
 	for _, k := range r.Kernels {
 		passed, failed := 0, 0
 		for _, t := range k.Tests {
@@ -55,7 +71,7 @@ starts with something taken away.
 		if set == "" {
 			set = "**none**"
 		}
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", k.Release, k.Arch, set, k.SelfTest, tests, counts(k.Coverage), faults(k.Faults), k.QEMU)
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", k.Release, k.Arch, set, k.SelfTest, tests, counts(k.Coverage), faults(k.Faults), k.QEMU, k.Date)
 	}
 	r.hooks(w)
 	r.scenarios(w)

@@ -145,9 +145,9 @@ func inGuest(ctx context.Context, b lab.Builder, o options, name string) (page.R
 		Kernel: l.Kernels[0], Init: init, Retry: true, Memory: 4096, Modules: modules(),
 		Files: map[string]string{"/picosnitch": o.Picosnitch, "/generate": o.Generate, "/cover": cover},
 		Steps: []lab.Step{{
-			Name: "play", Limit: time.Duration(o.trials) * 10 * time.Minute, Env: []string{"GENERATE_PATIENCE=1m"},
+			Name: "play", Limit: time.Duration(o.trials) * 10 * time.Minute, Env: []string{"GENERATE_PATIENCE=2m"},
 			Args: []string{
-				"/cover", "play", "-picosnitch", "/picosnitch", "-generate", "/generate", "-machine", "guest", "-within", "90s",
+				"/cover", "play", "-picosnitch", "/picosnitch", "-generate", "/generate", "-machine", "guest", "-within", "5m",
 				"-trials", fmt.Sprint(o.trials), "-only", o.only, "-hooks", o.Hooks, fmt.Sprintf("-v=%t", o.verbose), "-out", "/out/report.json",
 			},
 		}},

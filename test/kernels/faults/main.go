@@ -24,7 +24,7 @@ import (
 )
 
 // within bounds a start, in an emulated machine.
-const within = 90 * time.Second
+const within = 5 * time.Minute
 
 // Fault is one condition and what came of it.
 type Fault struct {
