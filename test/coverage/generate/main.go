@@ -51,6 +51,10 @@ func main() {
 		}
 		return
 	}
+	if os.Args[1] == "lay" && len(os.Args) == 3 {
+		lay(os.Args[2])
+		return
+	}
 	if len(os.Args) != 3 {
 		fail("usage", fmt.Errorf("generate SCENARIO FOLDER"))
 	}

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -16,6 +17,9 @@ import (
 // with lo up. The namespace goes when the last process in it does. peer, if not nil, is an actor in another new
 // namespace, to which a veth pair is laid: 10.99.0.1 and fd99::1 here, 10.99.0.2 and fd99::2 there.
 func ownNamespace(peer *actor) {
+	if peerNamespace() != "" {
+		return
+	}
 	check("make network namespace", unix.Unshare(unix.CLONE_NEWNET))
 	raise("lo")
 	if peer == nil {
@@ -36,8 +40,10 @@ func furnish(device string, n int) {
 func pairServer(r *role) {
 	r.ready("in namespace")
 	r.await()
-	raise("lo")
-	furnish(r.p.Veth, 2)
+	if peerNamespace() == "" {
+		raise("lo")
+		furnish(r.p.Veth, 2)
+	}
 	host := "10.99.0.2"
 	if r.p.Family == unix.AF_INET6 {
 		host = "fd99::2"
@@ -70,7 +76,12 @@ func pairServer(r *role) {
 // its address. Every actor that is started later is in the client's.
 func pair(s *stage, server param) (*actor, string) {
 	server.Veth = "there0"
-	srv := s.start("gen-server", "pair-server", server, withFlags(syscall.CLONE_NEWNET))
+	var srv *actor
+	if at := peerNamespace(); at != "" {
+		inNamespace(at, func() { srv = s.start("gen-server", "pair-server", server) })
+	} else {
+		srv = s.start("gen-server", "pair-server", server, withFlags(syscall.CLONE_NEWNET))
+	}
 	srv.ready()
 	ownNamespace(srv)
 	srv.release()
@@ -81,6 +92,36 @@ func pair(s *stage, server param) (*actor, string) {
 		settle(netip.AddrPortFrom(netip.MustParseAddr("10.99.0.2"), 0).String())
 	}
 	return srv, addr
+}
+
+// peerNamespace is the file of a network namespace that the servers play in, if the caller has made one and laid the pair of devices
+// (lay) to it: then the clients are in the caller's own, where tools that watch one namespace see them.
+func peerNamespace() string { return os.Getenv("GENERATE_PEER") }
+
+// inNamespace does something in another network namespace.
+func inNamespace(path string, do func()) {
+	own, err := os.Open("/proc/thread-self/ns/net")
+	check("open own namespace", err)
+	defer own.Close()
+	other, err := os.Open(path)
+	check("open namespace", err)
+	defer other.Close()
+	check("enter namespace", unix.Setns(int(other.Fd()), unix.CLONE_NEWNET))
+	do()
+	check("leave namespace", unix.Setns(int(own.Fd()), unix.CLONE_NEWNET))
+}
+
+// lay lays a pair of devices from this network namespace to that of process pid, for GENERATE_PEER.
+func lay(pid string) {
+	n, err := strconv.Atoi(pid)
+	check("read process id", err)
+	raise("lo")
+	addPair("here0", "there0", n)
+	furnish("here0", 1)
+	inNamespace("/proc/"+pid+"/ns/net", func() {
+		raise("lo")
+		furnish("there0", 2)
+	})
 }
 
 // overVeth plays a client and a server in two namespaces.
