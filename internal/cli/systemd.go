@@ -116,6 +116,9 @@ ExecStart=@EXE@ start-no-daemon
 ExecReload=/bin/kill -HUP $MAINPID
 @ENV@Restart=on-failure
 RestartSec=5
+# Ever later, up to a minute (systemd 254 and later), and after five times in five minutes not at all: a crash loop costs nothing.
+RestartSteps=4
+RestartMaxDelaySec=60
 # Config wrong, already running, kernel not supported, not root: trying again does not help.
 RestartPreventExitStatus=2 3 4 5
 TimeoutStartSec=60

@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
 
@@ -60,6 +62,10 @@ type Hooks struct {
 
 // Load loads the best hook set that the kernel takes, or the one asked for, and attaches nothing.
 func Load(o Options) (*Hooks, error) {
+	// Kernels before 5.11 count maps against the limit of locked memory, which is 64 KiB for a service; later ones need nothing.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("%w: raise the limit of locked memory (needs CAP_SYS_RESOURCE, or LimitMEMLOCK=infinity in the service): %w", ErrNoHookSet, err)
+	}
 	sets, why := []string{o.HookSet}, "asked for"
 	if o.HookSet == "" {
 		k, err := probe()
@@ -81,7 +87,16 @@ func Load(o Options) (*Hooks, error) {
 		errs = append(errs, err)
 		tried = append(tried, Refused{set, err.Error()})
 	}
+	if lockedDown() {
+		errs = slices.Insert(errs, 0, errors.New("the kernel is locked down for confidentiality, which forbids BPF to read its memory (boot with lockdown=integrity)"))
+	}
 	return nil, fmt.Errorf("%w: %w", ErrNoHookSet, errors.Join(errs...))
+}
+
+// lockedDown reports whether kernel_lockdown(7) is at its highest level.
+func lockedDown() bool {
+	state, err := os.ReadFile("/sys/kernel/security/lockdown")
+	return err == nil && strings.Contains(string(state), "[confidentiality]")
 }
 
 func loadSet(o Options, set string) (*Hooks, error) {

@@ -26,8 +26,22 @@ func unit() []int {
 	}
 }
 
+// programs are what can be broken in a hook set: the names that they have in the BPF object.
+type programs struct {
+	required, next string // without it, the set that is taken
+	optional, cost string // without it, what the user is told
+	removed        string // the self test notices
+}
+
+func breakable(set string) programs {
+	if set == "tracepoint" {
+		return programs{"sock_send_length", "fexit", "recvmsg4", "where datagrams of unconnected IPv4 sockets come from", "sock_recv_length"}
+	}
+	return programs{"fexit_inet_sendmsg", "kprobe", "fexit_inet6_sendmsg", "all bytes sent over IPv6", "fexit_inet_recvmsg"}
+}
+
 // conditions are ordered: what cannot be undone comes last.
-func conditions() []condition {
+func conditions(set string) []condition {
 	hidden := func(at string) (func() error, func() error) {
 		return func() error { return unix.Mount("none", at, "tmpfs", 0, "") }, func() error { return unix.Unmount(at, 0) }
 	}
@@ -50,7 +64,7 @@ func conditions() []condition {
 	noGroups, groups := away("/sys/fs/cgroup", "cgroup2")
 	paranoid, trusting := sysctl("kernel.perf_event_paranoid", "3")
 	noBPF, bpf := sysctl("kernel.unprivileged_bpf_disabled", "2")
-	notTracepoint := func(set string) bool { return set != "tracepoint" }
+	h := breakable(set)
 	no := func(caps ...int) []string { return dropping(func(c int) bool { return slices.Contains(caps, c) }) }
 	return []condition{
 		{name: "nothing is wrong", starts: true, said: "self test ok"},
@@ -63,19 +77,10 @@ func conditions() []condition {
 		{name: "no CAP_BPF, no CAP_SYS_ADMIN", wrap: no(unix.CAP_BPF, unix.CAP_SYS_ADMIN, unix.CAP_PERFMON), code: unsupported, said: "CAP_BPF"},
 		{name: "no CAP_NET_ADMIN", wrap: no(unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN), code: unsupported, said: "CAP_NET_ADMIN"},
 		{name: "64 KiB of locked memory", wrap: append([]string{"/bin/sh", "-c", `'ulimit -l 64; exec "$0" "$@"'`}, no(unix.CAP_SYS_NICE)...), starts: true},
-		{
-			name: "an optional hook refused", faulty: true, env: []string{"PICOSNITCH_FAULT_REFUSE=recvmsg4"}, skip: notTracepoint,
-			starts: true, said: "where datagrams of unconnected IPv4 sockets come from",
-			red: true,
-		},
-		{
-			name: "a required hook refused", faulty: true, env: []string{"PICOSNITCH_FAULT_REFUSE=sock_send_length", "PICOSNITCH_HOOKS=tracepoint"}, skip: notTracepoint,
-			code: unsupported, said: "all sent bytes",
-		},
-		{
-			name: "a hook removed from the table", faulty: true, env: []string{"PICOSNITCH_FAULT_REMOVE=sock_recv_length"}, skip: notTracepoint,
-			starts: true, said: "self test", red: true,
-		},
+		{name: "a hook of the best set refused", faulty: true, env: []string{"PICOSNITCH_FAULT_REFUSE=" + h.required}, starts: true, said: "hook set " + h.next},
+		{name: "a hook that every set needs refused", faulty: true, env: []string{"PICOSNITCH_FAULT_REFUSE=sched_process_exec"}, code: unsupported, said: "which program it is"},
+		{name: "an optional hook refused", faulty: true, hooks: set, env: []string{"PICOSNITCH_FAULT_REFUSE=" + h.optional}, starts: true, said: h.cost, red: true},
+		{name: "a hook removed from the table", faulty: true, hooks: set, env: []string{"PICOSNITCH_FAULT_REMOVE=" + h.removed}, starts: true, said: "self test [^o]", red: true},
 		{name: "lockdown=integrity", set: func() error { return lockdown("integrity") }, starts: true},
 		{name: "lockdown=confidentiality", set: func() error { return lockdown("confidentiality") }, code: unsupported, said: "lock"},
 	}
