@@ -173,13 +173,9 @@ static __always_inline __u32 build(struct scratch *room, struct task_struct *tas
 	asm volatile("" : "+r"(len), "+r"(cwd));
 	if (len > ARGV_MAX + SCRIPT_MAX || cwd > CWD_MAX)
 		return 0;
-	/* In one condition clang tests cwd - 1 in another register, and verifiers before 6.18 do not learn the bound of this one. */
-	asm volatile("" : "+r"(cwd));
-	if (cwd) {
-		bpf_probe_read_kernel(&room->data[PATH_END + len], cwd, &room->data[CWD_AT]);
-		r->cwd_len = cwd;
-		len += cwd;
-	}
+	bpf_probe_read_kernel(&room->data[PATH_END + len], cwd, &room->data[CWD_AT]); /* of no bytes, too: a look at cwd here costs the bound */
+	r->cwd_len = cwd;
+	len += cwd;
 	room->walk.flags = 0;
 	room->walk.at = PATH_END + len;
 	set = BPF_CORE_READ(task, cgroups);

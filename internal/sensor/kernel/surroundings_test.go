@@ -121,11 +121,25 @@ func otherRoot(t *testing.T, h *Hooks) {
 	if p := run(t, h, c, func(*exec.Cmd) {}); p.Apart {
 		t.Errorf("a plain process is apart: %+v", p)
 	}
-	p := run(t, h, c, func(cmd *exec.Cmd) { // /usr has all that /usr/bin/true needs, at the same places
-		cmd.Path, cmd.Args, cmd.Dir = "/bin/true", []string{"true"}, "/"
-		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: "/usr"}
+	// Where the test is dynamic, /usr has all that /usr/bin/true needs, at the same places; else it runs itself.
+	root, program := "/usr", "/bin/true"
+	if _, err := os.Stat(root + program); err != nil {
+		root, program = t.TempDir(), "/program"
+		if err := os.Link(os.Args[0], root+program); err != nil {
+			b, err := os.ReadFile("/proc/self/exe")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(root+program, b, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	p := run(t, h, c, func(cmd *exec.Cmd) {
+		cmd.Path, cmd.Args, cmd.Dir = program, []string{"true"}, "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
 	})
-	if !p.Apart || p.Path != "/bin/true" || p.Cwd != "/" {
+	if !p.Apart || p.Path != program || p.Cwd != "/" {
 		t.Errorf("chroot: apart %v, %s in %s", p.Apart, p.Path, p.Cwd)
 	}
 	p = run(t, h, c, func(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} })
