@@ -3,12 +3,18 @@ package session
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+
 	"github.com/picosnitch/picosnitch/internal/errand"
+	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/test/desktop"
 )
 
@@ -210,5 +216,104 @@ func TestHungBus(t *testing.T) {
 	a.ask(errand.Message{Hash: &errand.File{N: 2, Path: "relative"}})
 	if why := a.await(2); !strings.Contains(why, "gone") {
 		t.Errorf("reason %q", why)
+	}
+}
+
+// TestForgedButton: only the server that shows a notice speaks for the user.
+func TestForgedButton(t *testing.T) {
+	bus := desktop.StartBus(t, t.TempDir(), nil)
+	dunst := desktop.Dunst(t, bus, desktop.StartScreen(t))
+	a := run(t, Options{Bus: bus.Path})
+	a.ask(errand.Message{Hello: &errand.Hello{Desktop: true}})
+	a.show(7, "New program", "x")
+	a.await(7)
+	rogue, err := dbus.Connect(bus.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rogue.Close()
+	for id := range uint32(20) {
+		if err := rogue.Emit(serverPath, serverName+".ActionInvoked", id, "mute"); err != nil {
+			t.Fatal(err)
+		}
+		if err := rogue.Emit(serverPath, serverName+".ActionInvoked", "no number"); err != nil {
+			t.Fatal(err)
+		}
+		if err := rogue.Emit("/org/freedesktop/DBus", "org.freedesktop.DBus.NameOwnerChanged", serverName, ":1.1", rogue.Names()[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.show(8, "another", "y") // behind them on the bus
+	a.await(8)
+	a.mu.Lock()
+	forged := len(a.press)
+	a.mu.Unlock()
+	if forged != 0 {
+		t.Errorf("%d forged buttons were believed", forged)
+	}
+	desktop.Until(t, "the real button", func() bool {
+		dunst.Press(t)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return len(a.press) > 0
+	})
+}
+
+func TestTexts(t *testing.T) {
+	n := &errand.Show{Title: "T <b>", Body: "one & <i>\ntwo"}
+	for _, c := range []struct {
+		can         []string
+		title, body string
+	}{
+		{[]string{"body", "body-markup"}, "T <b>", "one &amp; &lt;i&gt;\ntwo"},
+		{[]string{"body"}, "T <b>", "one & <i>\ntwo"},
+		{nil, "T <b>: one & <i>", ""},
+	} {
+		if title, body := texts(n, c.can); title != c.title || body != c.body {
+			t.Errorf("%v: %q, %q", c.can, title, body)
+		}
+	}
+}
+
+// TestHash: the file that was meant, or a reason.
+func TestHash(t *testing.T) {
+	a := run(t, Options{Bus: t.TempDir() + "/bus"})
+	path := filepath.Join(t.TempDir(), "prog\xff")
+	if err := os.WriteFile(path, []byte("content"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	good := errand.File{N: 1, Path: event.Text([]byte(path)), Inode: st.Ino, Size: 7}
+	for n, c := range map[uint64]struct {
+		change func(*errand.File)
+		reason string
+	}{
+		1: {func(*errand.File) {}, ""},
+		2: {func(f *errand.File) { f.Size++ }, "replaced"},
+		3: {func(f *errand.File) { f.Inode++ }, "replaced"},
+		4: {func(f *errand.File) { f.Path = fifo; f.Inode = 0 }, "not a regular file"},
+		5: {func(f *errand.File) { f.Path = "/nowhere/x" }, "no such file"},
+		6: {func(f *errand.File) { f.Path = `/x\q` }, "not known"},
+		7: {func(f *errand.File) { f.PID, f.Start = uint32(os.Getpid()), 1 }, ""}, // another process had that number: by its path
+		8: {func(f *errand.File) { f.Path = "/dev/zero"; f.Inode = 0 }, "not a regular file"},
+	} {
+		f := good
+		f.N = n
+		c.change(&f)
+		a.ask(errand.Message{Hash: &f})
+		why := a.await(n)
+		a.mu.Lock()
+		sum := a.sums[n]
+		a.mu.Unlock()
+		if c.reason == "" && (why != "" || sum != "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73") || c.reason != "" && (sum != "" || !strings.Contains(why, c.reason)) {
+			t.Errorf("%d: hash %q, reason %q", n, sum, why)
+		}
 	}
 }
