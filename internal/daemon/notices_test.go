@@ -14,8 +14,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -170,7 +172,7 @@ func TestCommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	os.Chmod(out, 0o777)
-	h := settle(t, p, `{`+atOnce+`, "Desktop notifications": false, "Notify command": ["/bin/sh", "-c", "id -u >`+out+`/id; printf '%s|' \"$#\" \"$@\" \"$PICOSNITCH_KIND\" \"$PICOSNITCH_EXE\" \"$PICOSNITCH_TITLE\" >`+out+`/got; env >`+out+`/env; sleep 1000", "sh", "a b", "$(touch `+out+`/pwned)"]}`)
+	h := settle(t, p, `{`+atOnce+`, "Desktop notifications": false, "Notify command": ["/bin/sh", "-c", "echo $$ >`+out+`/pid; id -u >`+out+`/id; printf '%s|' \"$#\" \"$@\" \"$PICOSNITCH_KIND\" \"$PICOSNITCH_EXE\" \"$PICOSNITCH_TITLE\" >`+out+`/got; env >`+out+`/env; sleep 1000", "sh", "a b", "$(touch `+out+`/pwned)"]}`)
 	hostile := `/opt/$(touch ` + out + `/pwned);x` + "`id`" + `'"<b>`
 	h.program(t, 1, hostile)
 	until(t, "the command", func() bool { b, _ := os.ReadFile(filepath.Join(out, "env")); return len(b) > 0 })
@@ -190,6 +192,12 @@ func TestCommand(t *testing.T) {
 		log, _ := os.ReadFile(filepath.Join(p.Dir, "error.log"))
 		return strings.Contains(string(log), "ran longer than 10 s")
 	})
+	text, _ := os.ReadFile(filepath.Join(out, "pid"))
+	group, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the end of what it started", func() bool { return errors.Is(syscall.Kill(-group, 0), syscall.ESRCH) })
 	if w := h.status(t).Ways; len(w) != 1 || w[0].Name != "command" || w[0].Dropped != 1 {
 		t.Errorf("ways %+v", w)
 	}

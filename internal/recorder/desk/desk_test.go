@@ -287,7 +287,7 @@ func TestLiar(t *testing.T) {
 	s.mu.Unlock()
 	sum := strings.Repeat("ab", 32)
 	for i := range uint64(20) { // of no errand of ours
-		s.Send(errand.Message{Done: &errand.Done{N: n + 1 + i, SHA256: sum}}, nil, time.Second)
+		s.Send(errand.Message{Done: &errand.Done{N: n + 1 + i, SHA256: strings.Repeat("ef", 32)}}, nil, time.Second)
 	}
 	s.Send(errand.Message{Done: &errand.Done{N: n, SHA256: sum}}, nil, time.Second)
 	s.Send(errand.Message{Done: &errand.Done{N: n, SHA256: strings.Repeat("cd", 32)}}, nil, time.Second) // twice

@@ -263,12 +263,34 @@ func TestNothingElseIsSent(t *testing.T) {
 	}
 }
 
+func TestPrivate(t *testing.T) {
+	dir := t.TempDir()
+	h := sha256.Sum256([]byte("content"))
+	if c, err := Private(dir, strings.NewReader("contend"), hex.EncodeToString(h[:])); err == nil {
+		c.Close()
+		t.Error("took another file")
+	}
+	c, err := Private(dir, strings.NewReader("content"), hex.EncodeToString(h[:]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if data, err := io.ReadAll(c); string(data) != "content" || c.Size() != 7 || err != nil {
+		t.Errorf("%q, %d, %v", data, c.Size(), err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("it has a name: %v", left)
+	}
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // TestServerInTrouble: everything that a server can do wrong is tried again, later and later, told once, and ends well.
 func TestServerInTrouble(t *testing.T) {
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") }))
+	t.Cleanup(elsewhere.Close)
 	good := func(w http.ResponseWriter) { io.WriteString(w, file(sum(1), Stats{Undetected: 70})) }
 	for name, bad := range map[string]func(v *vt, w http.ResponseWriter){
 		"quota":   func(_ *vt, w http.ResponseWriter) { w.WriteHeader(429) },
@@ -282,7 +304,7 @@ func TestServerInTrouble(t *testing.T) {
 			io.WriteString(w, file(sum(1), Stats{Malicious: -5, Undetected: 70}))
 		},
 		"redirect": func(_ *vt, w http.ResponseWriter) {
-			w.Header().Set("Location", "http://192.0.2.1/"+secret)
+			w.Header().Set("Location", elsewhere.URL+"/"+secret)
 			w.WriteHeader(302)
 		},
 		"two gigabytes": func(_ *vt, w http.ResponseWriter) {
@@ -330,8 +352,10 @@ func TestServerInTrouble(t *testing.T) {
 			}
 			v.mu.Lock()
 			defer v.mu.Unlock()
-			if a, b := v.at[2].Sub(v.at[1]), v.at[3].Sub(v.at[2]); b < 3*a/2 && name != "hang" && name != "two gigabytes" {
-				t.Errorf("pauses of %v, then %v", a, b)
+			for i := range 3 {
+				if d, least := v.at[i+1].Sub(v.at[i]), c.firstPause<<i; d < least {
+					t.Errorf("pause %d is %v, at least %v", i, d, least)
+				}
 			}
 		})
 	}
