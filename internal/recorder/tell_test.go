@@ -131,7 +131,7 @@ func TestTellInTime(t *testing.T) {
 		if s.kinds() != "new-program 1 /usr/bin/curl|" || s.way.after(start, 0) > 600*time.Millisecond {
 			t.Errorf("%s after %v", s.kinds(), s.way.after(start, 0))
 		}
-		if n := s.way.all()[0]; n.Origin != "as package curl 1 ships it" || !strings.Contains(n.Body, n.Origin) {
+		if n := s.way.all()[0]; n.Origin != "from package curl 1, unchanged" || !strings.Contains(n.Body, n.Origin) {
 			t.Errorf("%+v", n)
 		}
 		// The same program, for a day.

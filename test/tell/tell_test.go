@@ -207,7 +207,7 @@ func TestInTime(t *testing.T) {
 		n := l.wait(t, path, 10*time.Second)
 		took := n.came.Sub(start)
 		worst = max(worst, took)
-		if !strings.HasPrefix(n.Text, "New program on the network: in-time-") || !strings.Contains(n.Hint, "sha256 ") || !strings.Contains(n.Hint, "belongs to no package") || !strings.Contains(n.Hint, "127.0.0.1:"+s.port) {
+		if !strings.HasPrefix(n.Text, "New program on the network: in-time-") || !strings.Contains(n.Hint, "sha256 ") || !strings.Contains(n.Hint, "of no package") || !strings.Contains(n.Hint, "127.0.0.1:"+s.port) {
 			t.Errorf("%+v", n)
 		}
 	}
@@ -373,7 +373,7 @@ func TestPackage(t *testing.T) {
 	l := listen(t, m)
 	install("1.0")
 	s.run(path)
-	if n := l.wait(t, "New program on the network: sender", 5*time.Second); !strings.Contains(n.Hint, "as package "+name+" 1.0 ships it") {
+	if n := l.wait(t, "New program on the network: sender", 5*time.Second); !strings.Contains(n.Hint, "from package "+name+" 1.0, unchanged") {
 		t.Errorf("%+v", n)
 	}
 	install("1.1")
@@ -381,7 +381,7 @@ func TestPackage(t *testing.T) {
 	s.run(path)
 	n := l.wait(t, "Changed by an upgrade: sender", 25*time.Second)
 	t.Logf("an upgrade was told after %v: %s", n.came.Sub(start), n.Hint)
-	if !strings.Contains(n.Hint, "as package "+name+" 1.1 ships it") || n.Level != "info" || n.came.Sub(start) > 2*time.Second {
+	if !strings.Contains(n.Hint, "from package "+name+" 1.1, unchanged") || n.Level != "info" || n.came.Sub(start) > 2*time.Second {
 		t.Errorf("%+v after %v", n, n.came.Sub(start))
 	}
 	time.Sleep(11 * time.Second) // dpkg is idle
@@ -390,7 +390,7 @@ func TestPackage(t *testing.T) {
 	s.run(path)
 	n = l.wait(t, "Program is not what its package ships: sender", 10*time.Second)
 	t.Logf("what no package did was told after %v", n.came.Sub(start))
-	if !strings.Contains(n.Hint, "not as package "+name+" 1.1 ships it") || n.Level != "error" || n.came.Sub(start) > 2*time.Second {
+	if !strings.Contains(n.Hint, "differs from package "+name+" 1.1") || n.Level != "error" || n.came.Sub(start) > 2*time.Second {
 		t.Errorf("%+v after %v", n, n.came.Sub(start))
 	}
 }

@@ -53,11 +53,11 @@ func (v Verdict) String() string {
 	p := strings.TrimSpace(v.Package + " " + v.Version)
 	switch v.State {
 	case Unowned:
-		return "belongs to no package"
+		return "of no package"
 	case Shipped:
-		return "as package " + p + " ships it"
+		return "from package " + p + ", unchanged"
 	case Differs:
-		return "not as package " + p + " ships it"
+		return "differs from package " + p
 	case Conffile:
 		return "configuration of package " + p
 	case Elsewhere:
@@ -157,7 +157,7 @@ func (f *Finder) Find(ctx context.Context, queries []Query) []Verdict {
 		path, ok := raw(q.Path)
 		switch {
 		case !ok || !strings.HasPrefix(path, "/"):
-			answers[i] = Verdict{Reason: "not a path"}
+			answers[i] = Verdict{} // a kernel thread
 		case anyPrefix(path, nowhere()):
 			answers[i] = Verdict{State: Unowned}
 		default:

@@ -134,7 +134,7 @@ func TestDpkg(t *testing.T) {
 	h.want("/usr/bin/too", strings.Repeat("0", 64), Unowned, "")
 	h.want("/usr/bin", strings.Repeat("0", 64), Unknown, "tool") // a folder
 	h.want(tool, strings.Repeat("0", 64), Elsewhere, "tool")
-	if v := h.find(tool, ""); v.Version != "1.0" || v.String() != "as package tool 1.0 ships it" {
+	if v := h.find(tool, ""); v.Version != "1.0" || v.String() != "from package tool 1.0, unchanged" {
 		t.Errorf("%q", v.String())
 	}
 
@@ -151,7 +151,7 @@ func TestDpkg(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.want(tool, "", Differs, "tool")
-	if v := h.find(tool, ""); v.String() != "not as package tool 1.1 ships it" {
+	if v := h.find(tool, ""); v.String() != "differs from package tool 1.1" {
 		t.Errorf("%q", v.String())
 	}
 
