@@ -20,13 +20,18 @@ var ErrConfig = errors.New("configuration")
 
 const (
 	configName = "config.json"
-	dirMode    = 0o2750 // setgid: new files get the group of the user, who reads without root
+	spoolName  = "spool" // what waits for the SQL server: a directory
+	dirMode    = 0o2750  // setgid: new files get the group of the user, who reads without root
 	fileMode   = 0o640
 )
 
 // ourFiles are the names that picosnitch, or picosnitch 0.11 before it, writes in its folder.
 func ourFiles() []string {
-	return []string{"record.json", ".record.journal", "exe.log", "exe.log.1", "error.log", "error.log.1", "mutes.json", "mutes.json.damaged", "conn.log", ".conn.log.position", "snitch.db", "snitch.db-wal", "snitch.db-shm", "snitch.db-journal"}
+	files := []string{"record.json", ".record.journal", "exe.log", "exe.log.1", "error.log", "error.log.1", "mutes.json", "mutes.json.damaged", "conn.log", ".conn.log.position", "snitch.db", "snitch.db-wal", "snitch.db-shm", "snitch.db-journal"}
+	for n := 1; n <= 9; n++ { // "DB text limit (MB)"
+		files = append(files, fmt.Sprintf("conn.log.%d", n))
+	}
+	return files
 }
 
 // Folder is the open ~/.config/picosnitch. It is used through its descriptor only: its path runs through
@@ -105,7 +110,7 @@ func (f *Folder) take() error {
 	}
 	if f.place.Custom && st.Uid != f.place.Recorder.UID {
 		for _, n := range names {
-			if n != configName && !slices.Contains(ourFiles(), n) {
+			if n != configName && n != spoolName && !slices.Contains(ourFiles(), n) {
 				return fmt.Errorf("%w: PICOSNITCH_DIR %s holds %s, which is not a file of picosnitch: give picosnitch a folder of its own", ErrConfig, f.path, event.Text([]byte(n)))
 			}
 		}
@@ -120,6 +125,55 @@ func (f *Folder) take() error {
 	for _, n := range ourFiles() {
 		if err := f.adopt(n); err != nil {
 			return fmt.Errorf("take over %s: %w", filepath.Join(f.path, n), err)
+		}
+	}
+	if err := f.adoptSpool(); err != nil {
+		return fmt.Errorf("take over %s: %w", filepath.Join(f.path, spoolName), err)
+	}
+	return nil
+}
+
+// adoptSpool gives what waits for the SQL server to the recorder, when it ran under its number before and has an account now. A
+// spool of anybody else is not sent anywhere.
+func (f *Folder) adoptSpool() error {
+	dir := int(f.f.Fd())
+	var st unix.Stat_t
+	err := unix.Fstatat(dir, spoolName, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	own := int(f.place.Recorder.UID)
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Uid != uint32(own) && st.Uid != recorderNumber {
+		aside := fmt.Sprintf("%s.not-ours-%d", spoolName, st.Ino)
+		if err := unix.Renameat(dir, spoolName, dir, aside); err != nil {
+			return err
+		}
+		f.notice("warning", fmt.Sprintf("%s was not picosnitch's: it was put aside as %s, and nothing of it is sent to the SQL server", spoolName, aside), "look at who made it")
+		return nil
+	}
+	if st.Uid == uint32(own) {
+		return nil
+	}
+	fd, err := unix.Openat(dir, spoolName, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	spool := os.NewFile(uintptr(fd), spoolName)
+	defer spool.Close()
+	// First the folder, as in take.
+	if err := unix.Fchown(fd, own, -1); err != nil {
+		return err
+	}
+	names, err := spool.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := unix.Fchownat(fd, n, own, -1, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -131,6 +131,7 @@ type recorder struct {
 	dropped      []store.Dropped // told, by queue
 
 	serverDropped uint64 // records dropped by the spool, told
+	serverError   string // why there is no copy although one is asked for
 }
 
 // Run records the stream until it ends (EOF), which is no error. It always writes what it has taken in. ctx ends it earlier, if
@@ -209,10 +210,12 @@ func open(ctx context.Context, o Options) (*recorder, error) {
 	if s := o.Settings.Remote; s != nil {
 		r.server, err = remote.Open(*s, remote.Options{Dir: filepath.Join(o.Dir, "spool"), Zone: o.Zone, Linger: cmp.Or(o.Linger, linger)})
 		if err != nil {
-			r.notice("error", err.Error(), "")
-			return nil, errors.Join(err, r.shut())
+			// The log on this machine must not end with the copy of it.
+			r.serverError = err.Error()
+			r.notice("error", "nothing is copied to the SQL server: "+r.serverError, "mend it, and restart picosnitch")
+		} else {
+			r.queues = append(r.queues, store.NewQueue(r.server, maxWaiting))
 		}
-		r.queues = append(r.queues, store.NewQueue(r.server, maxWaiting))
 	}
 	r.dropped = make([]store.Dropped, len(r.queues))
 	if o.Live != nil {

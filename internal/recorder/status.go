@@ -153,6 +153,9 @@ func (r *recorder) publishStatus() {
 	if r.sqlite != nil {
 		s.DatabaseBytes = r.sqlite.Size()
 	}
+	if r.serverError != "" {
+		s.Remote = &remote.Status{Error: r.serverError}
+	}
 	if r.server != nil {
 		st := r.server.Status()
 		s.Remote = &st

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -338,6 +339,59 @@ func TestUnixSocket(t *testing.T) {
 		r.Close()
 		if n := g.number(t, "SELECT count(*) FROM connections"); n != 10 {
 			t.Errorf("%d rows", n)
+		}
+	})
+}
+
+// TestTLS: the server is who it must be, or nothing is sent.
+func TestTLS(t *testing.T) {
+	targets(t, func(t *testing.T, g *target) {
+		other := filepath.Join(t.TempDir(), "other.pem")
+		strange, err := os.ReadFile("testdata/other-ca.pem")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(other, strange, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		ca, cipher := "sslrootcert", "SELECT count(*) FROM pg_stat_ssl WHERE ssl AND pid <> pg_backend_pid()"
+		if g.dialect == remote.MySQL {
+			ca = "ssl_ca"
+		}
+		for n, c := range []struct {
+			params map[string]string
+			ok     bool
+		}{
+			{map[string]string{ca: g.CA(), "sslmode": "verify-full", "ssl_verify_identity": "true", "host": "localhost"}, true},
+			{map[string]string{ca: g.CA(), "sslmode": "verify-ca"}, true},
+			{map[string]string{ca: other, "sslmode": "verify-ca"}, false},
+			{map[string]string{ca: other, "sslmode": "verify-full", "ssl_verify_identity": "true"}, false},
+		} {
+			s := g.settings()
+			s.Table = fmt.Sprintf("tls%d", n)
+			for k, v := range c.params {
+				if (k == "sslmode") == (g.dialect == remote.Postgres) || k == ca || k == "host" {
+					if k != "ssl_verify_identity" || g.dialect == remote.MySQL {
+						s.Params[k] = v
+					}
+				}
+			}
+			r := start(t, s, spoolDir(t))
+			if err := r.Write(t.Context(), windows.New(windows.Shape{}).Window(1, 10)); err != nil {
+				t.Fatal(err)
+			}
+			if c.ok {
+				delivered(t, r)
+				if g.dialect == remote.Postgres && g.number(t, cipher) == 0 {
+					t.Error("no connection is encrypted")
+				}
+			} else {
+				until(t, r, "two failures", func() bool { return r.Status().Failures >= 2 })
+				if !strings.Contains(r.Status().Error, "x509") {
+					t.Errorf("%d: %+v", n, r.Status())
+				}
+			}
+			r.Close()
 		}
 	})
 }

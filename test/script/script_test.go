@@ -96,6 +96,7 @@ func TestScripts(t *testing.T) {
 					return err
 				}
 			}
+			e.Values[serverKey{}] = &serverHolder{}
 			e.Setenv("PICOSNITCH_DIR", filepath.Join(e.WorkDir, "pico"))
 			e.Setenv("PICOSNITCH_RUN_DIR", filepath.Join(e.WorkDir, "run"))
 			e.Setenv("PICOSNITCH_UNIT", filepath.Join(e.WorkDir, "picosnitch.service"))
@@ -113,6 +114,8 @@ func TestScripts(t *testing.T) {
 			"retry": retry,
 
 			"retry-file": retryFile,
+			"sqlserver":  sqlServer,
+			"retry-sql":  retrySQL,
 			"waitstatus": waitStatus,
 		},
 	})

@@ -78,7 +78,7 @@ func place() (string, error) {
 	if cred != nil {
 		err = os.Chown(dir, int(cred.Uid), int(cred.Gid))
 	}
-	return dir, err
+	return dir, errors.Join(err, certificates(dir))
 }
 
 func command(dir, name string, args ...string) (*exec.Cmd, error) {
@@ -125,7 +125,7 @@ func StartPostgres(settings ...string) (*Server, error) {
 		os.RemoveAll(dir)
 		return nil, err
 	}
-	s.args = []string{"-D", data, "-k", dir, "-p", strconv.Itoa(s.Port), "-c", "listen_addresses=127.0.0.1"}
+	s.args = []string{"-D", data, "-k", dir, "-p", strconv.Itoa(s.Port), "-c", "listen_addresses=127.0.0.1", "-c", "ssl=on", "-c", "ssl_cert_file=" + dir + "/server.pem", "-c", "ssl_key_file=" + dir + "/server.key"}
 	for _, line := range settings {
 		s.args = append(s.args, "-c", line)
 	}
@@ -153,7 +153,7 @@ func StartMariaDB(settings ...string) (*Server, error) {
 		os.RemoveAll(dir)
 		return nil, err
 	}
-	s.args = append([]string{"--no-defaults", "--datadir=" + data, "--socket=" + s.Socket, "--port=" + strconv.Itoa(s.Port), "--bind-address=127.0.0.1", "--pid-file=" + filepath.Join(dir, "pid"), "--innodb-log-file-size=64M"}, settings...)
+	s.args = append([]string{"--no-defaults", "--datadir=" + data, "--socket=" + s.Socket, "--port=" + strconv.Itoa(s.Port), "--bind-address=127.0.0.1", "--pid-file=" + filepath.Join(dir, "pid"), "--innodb-log-file-size=64M", "--ssl-ca=" + dir + "/ca.pem", "--ssl-cert=" + dir + "/server.pem", "--ssl-key=" + dir + "/server.key"}, settings...)
 	return s.begin()
 }
 
