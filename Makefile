@@ -43,6 +43,10 @@ kernels: ## run on the kernels of distributions in emulated machines, and write 
 kernels-fast: ## load and a dozen scenarios on each of those kernels (about five minutes)
 	$(SUDO) env PATH="$(PATH)" $(GO) run ./test/kernels -fast -arm64 ""
 
+.PHONY: compare
+compare: ## run other monitors (nethogs, bpftrace, tcplife) through the same scenarios, and write docs/comparison.md
+	$(SUDO) env PATH="$(PATH)" $(GO) run ./test/compare
+
 .PHONY: bench
 bench: build ## measure the cost of the monitor: time per operation with it on over off
 	$(SUDO) env PATH="$(PATH)" $(GO) run ./test/bench

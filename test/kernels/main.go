@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -26,7 +27,11 @@ type options struct {
 	fast  bool   // load, and a dozen scenarios
 	only  string // scenarios, instead of those that belong to the mode
 	tests bool
-	kept  string // folder for what the guests said, "" to forget it
+	// faults names the amd64 kernels from which things are taken away; nil is all of them, but in the fast mode none.
+	faults []string
+	doctor bool     // also in the fast mode
+	all    []string // amd64 kernels that play every scenario, also in the fast mode
+	kept   string   // folder for what the guests said, "" to forget it
 }
 
 func main() {
@@ -39,7 +44,11 @@ func main() {
 	arm := flag.String("arm64", "6.1,6.12", "arm64 kernels; they are emulated, too")
 	at := flag.Int("j", 2, "guests at a time")
 	docs := flag.String("docs", "", "folder for kernel-support.md and .json")
+	faults := flag.String("faults", "", "kernels from which things are taken away; all, but with -fast none")
+	every := flag.String("all", "", "kernels that play every scenario, also with -fast")
 	flag.Parse()
+	o.all = words(*every)
+	o.faults, o.doctor = words(*faults), !o.fast || *docs != ""
 	if flag.NArg() > 0 {
 		flag.Usage()
 		os.Exit(2)
@@ -51,6 +60,17 @@ func main() {
 		fmt.Fprintln(os.Stderr, "kernels:", err)
 	}
 	os.Exit(code)
+}
+
+// breaks reports whether things are taken away on any kernel of an architecture, or on the one that is named.
+func (o options) breaks(arch string, name ...string) bool {
+	if arch != "amd64" {
+		return false // the same code, emulated ten times slower
+	}
+	if len(o.faults) == 0 {
+		return !o.fast
+	}
+	return len(name) == 0 || slices.Contains(o.faults, name[0])
 }
 
 func words(s string) []string {
@@ -133,7 +153,7 @@ func prepare(ctx context.Context, o options, b lab.Builder) (programs, error) {
 		return p, err
 	}
 	wanted := map[string]string{"/picosnitch": "./cmd/picosnitch", "/generate": "./test/coverage/generate", "/cover": "./test/coverage/cover"}
-	if !o.fast {
+	if o.breaks(b.Arch) {
 		wanted["/faults"] = "./test/kernels/faults"
 	}
 	for to, pkg := range wanted {
@@ -141,7 +161,7 @@ func prepare(ctx context.Context, o options, b lab.Builder) (programs, error) {
 			return p, err
 		}
 	}
-	if !o.fast {
+	if o.breaks(b.Arch) {
 		faulty := b
 		faulty.Tags = "fault"
 		if p.files["/faulty"], err = faulty.Program(ctx, "./cmd/picosnitch"); err != nil {

@@ -87,7 +87,7 @@ func (r *Result) run(ctx context.Context, o options, l *lab.Lab, p programs, k l
 		slow = 3
 	}
 	var steps []lab.Step
-	if !o.fast { // the fast matrix loads hooks as seldom as it can: it takes most of the time
+	if o.doctor { // the fast matrix loads hooks as seldom as it can: it takes most of the time
 		steps = append(steps, lab.Step{Name: "doctor", Args: []string{"/picosnitch", "doctor", "--json"}, Limit: slow * 2 * time.Minute})
 	}
 	for _, pkg := range p.tests {
@@ -95,14 +95,14 @@ func (r *Result) run(ctx context.Context, o options, l *lab.Lab, p programs, k l
 		steps = append(steps, lab.Step{Name: pkg, Dir: dir, Args: []string{dir + "/run", "-test.v", "-test.run", testsOf(o.fast)}, Env: []string{"TMPDIR=/tmp"}, Limit: slow * 5 * time.Minute})
 	}
 	only := o.only
-	if only == "" && (o.fast || k.Arch == "arm64") {
+	if only == "" && (o.fast && !slices.Contains(o.all, k.Name) || k.Arch == "arm64") {
 		only = strings.Join(dozen(), "|")
 	}
 	steps = append(steps, lab.Step{Name: "coverage", Limit: slow * 15 * time.Minute, Env: []string{"GENERATE_PATIENCE=" + (slow * 2 * time.Minute).String()}, Args: []string{
 		"/cover", "play", "-picosnitch", "/picosnitch", "-generate", "/generate", "-machine", "guest", "-within", (slow * 5 * time.Minute).String(), "-only", only, "-out", "/out/coverage.json",
 	}})
-	if !o.fast && k.Arch == "amd64" {
-		steps = append(steps, lab.Step{Name: "faults", Limit: 15 * time.Minute, Args: []string{"/faults", "run", "/picosnitch", "/faulty", "/generate", "/out/faults.json"}})
+	if o.breaks(k.Arch, k.Name) {
+		steps = append(steps, lab.Step{Name: "faults", Limit: 25 * time.Minute, Args: []string{"/faults", "run", "/picosnitch", "/faulty", "/generate", "/out/faults.json"}})
 	}
 	got, err := l.Run(ctx, lab.Guest{
 		Kernel: k, Init: p.init, Retry: true, Memory: 4096, Files: p.files, Steps: steps,
@@ -131,6 +131,9 @@ func keep(dir string, got lab.Result) error {
 		return err
 	}
 	files := map[string]string{"console": got.Console}
+	for name, content := range got.Files {
+		files[name] = string(content)
+	}
 	for name, o := range got.Outcomes {
 		files[strings.ReplaceAll(name, "/", "-")] = o.Output
 	}
@@ -157,7 +160,7 @@ func (r *Result) read(o options, got lab.Result, p programs) {
 		_ = json.NewDecoder(strings.NewReader(out[i:])).Decode(&d) // what is missing then is told below
 	}
 	r.HookSet, r.Hooks = d.HookSet, d.Hooks
-	if d.HookSet == "" && !o.fast {
+	if d.HookSet == "" && o.doctor {
 		r.problem("no hook set: %s", oneLine(out))
 	}
 	r.SelfTest = "ok"

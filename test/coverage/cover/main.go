@@ -3,6 +3,7 @@
 //	cover play -picosnitch P -generate G [-trials N] [-hooks SET] [-only REGEXP] [-out FILE]   on this machine, with programs that were built before
 //	cover guest -kernel 6.12 [-trials N] [-hooks SET] [-only REGEXP] [-v]                         builds all, plays in a guest only
 //	cover page [-trials N] [-guests 6.12,…] [-docs FOLDER]                                     builds all, plays here and, what this kernel lacks, in guests
+//	cover merge [-docs FOLDER] FILE…                                                           writes the page from what play wrote; the first file that has a scenario counts
 //
 // It needs root. Exit codes: 0 every scenario that runs is equal or a documented limit, 1 not, 2 usage.
 package main
@@ -30,11 +31,13 @@ func main() {
 			os.Exit(playCommand(os.Args[2:]))
 		case "guest":
 			os.Exit(guestCommand(os.Args[2:]))
+		case "merge":
+			os.Exit(mergeCommand(os.Args[2:]))
 		case "page":
 			os.Exit(pageCommand(os.Args[2:]))
 		}
 	}
-	fmt.Fprintln(os.Stderr, "usage: cover play|guest|page, see its first lines")
+	fmt.Fprintln(os.Stderr, "usage: cover play|guest|merge|page, see its first lines")
 	os.Exit(2)
 }
 

@@ -35,11 +35,16 @@ func pageCommand(args []string) int {
 	if err != nil {
 		return complain(err)
 	}
+	return write(*docs, report)
+}
+
+// write writes the page and says what is bad.
+func write(docs string, report page.Report) int {
 	page.Sort(report.Rows)
 	report.Date = time.Now().UTC().Format(time.DateOnly)
 	var text strings.Builder
 	report.Write(&text)
-	if err := errors.Join(save(filepath.Join(*docs, "coverage.json"), report), os.WriteFile(filepath.Join(*docs, "coverage.md"), []byte(text.String()), 0o644)); err != nil {
+	if err := errors.Join(save(filepath.Join(docs, "coverage.json"), report), os.WriteFile(filepath.Join(docs, "coverage.md"), []byte(text.String()), 0o644)); err != nil {
 		return complain(err)
 	}
 	rows := report.Best()
@@ -52,6 +57,26 @@ func pageCommand(args []string) int {
 		return 1
 	}
 	return 0
+}
+
+func mergeCommand(args []string) int {
+	f := flag.NewFlagSet("merge", flag.ExitOnError)
+	docs := f.String("docs", "docs", "folder for coverage.md and coverage.json")
+	f.Parse(args)
+	var all page.Report
+	for _, path := range f.Args() {
+		var r page.Report
+		b, err := os.ReadFile(path)
+		if err == nil {
+			err = json.Unmarshal(b, &r)
+		}
+		if err != nil {
+			return complain(err)
+		}
+		all.Machines = append(all.Machines, r.Machines...)
+		all.Rows = append(all.Rows, r.Rows...)
+	}
+	return write(*docs, all)
 }
 
 // everywhere plays here, and in guests what no kernel so far offers.
