@@ -3,6 +3,7 @@ package known
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/picosnitch/picosnitch/internal/recorder/notify"
 )
@@ -47,7 +48,12 @@ func (k *Known) hashed(a awaited, w *waiting, at int64) {
 	}
 	var n news
 	if _, known := k.r.SHA256[a.path][sum]; !known {
-		others := len(k.r.SHA256[a.path])
+		others := 0
+		for other := range k.r.SHA256[a.path] {
+			if isSum(other) {
+				others++
+			}
+		}
 		e := entry{In: hashes, Key: a.path, Value: sum, Also: Pending}
 		if !k.o.Key {
 			e.Also = NoKey
@@ -86,6 +92,11 @@ func (k *Known) hashed(a awaited, w *waiting, at int64) {
 	}
 }
 
+// isSum tells a hash from what picosnitch 0.11 wrote in its place: "!!! FD Read Error" and the like.
+func isSum(s string) bool {
+	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
+}
+
 func join(a, b string) string {
 	if a == "" {
 		return b
@@ -119,7 +130,7 @@ func (k *Known) Unasked() [][2]string {
 	var all [][2]string
 	for _, path := range slices.Sorted(maps.Keys(k.r.SHA256)) {
 		for sum, result := range k.r.SHA256[path] {
-			if result == Pending || result == NoKey || result == "" {
+			if isSum(sum) && (result == Pending || result == NoKey || result == "") {
 				all = append(all, [2]string{path, sum})
 			}
 		}

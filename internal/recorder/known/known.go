@@ -117,7 +117,9 @@ func Open(o Options, at int64) *Known {
 	for path, hashes := range r.SHA256 {
 		if len(hashes) == 1 && len(k.current) < maxCurrent {
 			for sum := range hashes {
-				k.current[path] = sum
+				if isSum(sum) {
+					k.current[path] = sum
+				}
 			}
 		}
 	}
