@@ -122,6 +122,9 @@ func printStatus(w io.Writer, s recorder.Status) {
 		line("", "%d records delivered, %d wait in the spool (%d of %d MB), %d dropped, %d without a hash, %d values cut", r.Delivered.Records, r.Waiting.Records, r.Bytes>>20, r.Limit>>20, r.Dropped.Records, r.NoHash, r.Cut)
 	}
 	line("snitch.db", "%d bytes", s.DatabaseBytes)
+	if s.Takeover != "" {
+		line("takeover", "%s: %.1f %%", s.Takeover, 100*s.TakeoverDone)
+	}
 	printNotices(line, s)
 	line("feed", "%d readers, %d dropped, %d refused", s.Feed.Readers, s.Feed.Dropped, s.Feed.Refused)
 }

@@ -41,14 +41,21 @@ func (r *recorder) flush(force bool) bool {
 }
 
 // careTime bounds what the database's other work takes of the time between two ledgers, which is a second.
-const careTime = 50 * time.Millisecond
+const (
+	careTime     = 50 * time.Millisecond
+	takeoverTime = 300 * time.Millisecond // while an older database is taken over: the sensor's queue waits meanwhile
+)
 
 // care lets the database do some of its other work: roll-ups, deletion.
 func (r *recorder) care(final bool) {
 	if r.sqlite == nil || final || r.queues[0].Waiting() > 0 {
 		return
 	}
-	if _, err := r.sqlite.Care(context.Background(), r.at/second, careTime); err != nil {
+	budget := careTime
+	if file, _ := r.sqlite.Takeover(); file != "" {
+		budget = takeoverTime
+	}
+	if _, err := r.sqlite.Care(context.Background(), r.at/second, budget); err != nil {
 		r.tell.add("care", 1)
 		if n := r.tell.due("care", r.at, false); n > 0 {
 			r.notice("error", "sum up and delete old rows in snitch.db: "+err.Error(), "nothing is lost: it is tried again; `picosnitch db check` examines the database")

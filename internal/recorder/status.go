@@ -45,13 +45,15 @@ type Status struct {
 	Processes     int         `json:"processes"`  // program images known
 	LastWrite     int64       `json:"last_write"` // wall clock of the ledger at which a window was written, ns since 1970; 0: none yet
 	DatabaseBytes int64       `json:"database_bytes"`
-	IgnoredFlows  uint64      `json:"ignored_flows"` // flow lines (by hash: records) left out by "Log ignore", since the start of the recorder
-	Ignored       event.Bytes `json:"ignored"`       // their bytes
-	Repeated      uint64      `json:"repeated"`      // flow lines that the sensor sent again and that were on disk already
-	BadLines      uint64      `json:"bad_lines"`     // lines of the stream that could not be understood
-	UnknownFlows  uint64      `json:"unknown_flows"` // flow lines whose process the stream did not describe
-	Shortened     uint64      `json:"shortened"`     // command lines cut because all of them were too long together
-	Forgotten     uint64      `json:"forgotten"`     // process images dropped because there were too many at once
+	Takeover      string      `json:"takeover,omitempty"`      // the database of picosnitch 0.11 that is being taken over
+	TakeoverDone  float64     `json:"takeover_done,omitempty"` // how much of it, from 0 to 1
+	IgnoredFlows  uint64      `json:"ignored_flows"`           // flow lines (by hash: records) left out by "Log ignore", since the start of the recorder
+	Ignored       event.Bytes `json:"ignored"`                 // their bytes
+	Repeated      uint64      `json:"repeated"`                // flow lines that the sensor sent again and that were on disk already
+	BadLines      uint64      `json:"bad_lines"`               // lines of the stream that could not be understood
+	UnknownFlows  uint64      `json:"unknown_flows"`           // flow lines whose process the stream did not describe
+	Shortened     uint64      `json:"shortened"`               // command lines cut because all of them were too long together
+	Forgotten     uint64      `json:"forgotten"`               // process images dropped because there were too many at once
 
 	Sinks    []SinkStatus   `json:"sinks"`
 	Remote   *remote.Status `json:"remote,omitempty"` // the SQL server; nil: none
@@ -152,6 +154,7 @@ func (r *recorder) publishStatus() {
 	s.Records, s.Processes = r.table.Len(), r.processes.Len()
 	if r.sqlite != nil {
 		s.DatabaseBytes = r.sqlite.Size()
+		s.Takeover, s.TakeoverDone = r.sqlite.Takeover()
 	}
 	if r.serverError != "" {
 		s.Remote = &remote.Status{Error: r.serverError}

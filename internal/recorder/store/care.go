@@ -16,6 +16,8 @@ type care struct {
 	seen       int64            // the last now
 	vacuum     bool             // there may be pages to give back
 	full       bool             // the user was told of the size limit
+	takeover   *takeover        // nil: none
+	zone       *time.Location   // of the times in a database that is taken over; nil: time.Local
 	idle       int64            // nothing waits until then, if no window comes
 }
 
@@ -40,7 +42,7 @@ func (s *SQLite) Care(ctx context.Context, now int64, budget time.Duration) (mor
 		return false, nil
 	}
 	deadline := time.Now().Add(budget)
-	for _, step := range []func(context.Context, int64) (bool, error){s.rollHours, s.rollDays, s.prune, s.shrink} {
+	for _, step := range []func(context.Context, int64) (bool, error){s.rollHours, s.rollDays, s.prune, s.shrink, s.takeOver} {
 		for {
 			again, err := step(ctx, now)
 			if err != nil {

@@ -39,3 +39,12 @@ func countRecords(path string) (n int, err error) {
 	err = db.QueryRow("SELECT count(*) FROM connections").Scan(&n)
 	return n, err
 }
+
+func openPlain(t *testing.T, path string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("sqlite", "file:"+path+"?mode=ro&_pragma=busy_timeout(2000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db
+}

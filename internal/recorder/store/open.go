@@ -65,7 +65,7 @@ func (s *SQLite) prepare(ctx context.Context) error {
 	case err != nil:
 		return err
 	case kind == schema.Older:
-		why, text = "picosnitch-0.11", "was written by the picosnitch before this one"
+		why, text = olderName, "was written by the picosnitch before this one"
 	case kind == schema.Foreign:
 		why, text = "not-ours", "is not a database of picosnitch"
 	default:
@@ -197,7 +197,10 @@ func (s *SQLite) connect(ctx context.Context) (err error) {
 	if err = s.conn.QueryRowContext(ctx, "SELECT coalesce(max(id), 0) FROM executables").Scan(&s.before); err != nil {
 		return err
 	}
-	return s.statements(ctx)
+	if err = s.statements(ctx); err != nil {
+		return err
+	}
+	return s.findTakeover(ctx)
 }
 
 // enterWAL makes readers and the writer independent of each other. A reader that is in the middle of a query
@@ -240,6 +243,7 @@ func (s *SQLite) persist(on bool) {
 }
 
 func (s *SQLite) disconnect() error {
+	s.endTakeover()
 	for _, st := range s.prepared {
 		st.Close()
 	}
