@@ -100,7 +100,8 @@ func (s *SQLite) progress(ctx context.Context, name string) (n int64, err error)
 	return n, err
 }
 
+// setProgress never goes back: what is gone does not come again.
 func (s *SQLite) setProgress(ctx context.Context, name string, n int64) error {
-	_, err := s.conn.ExecContext(ctx, "INSERT INTO progress VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", name, n)
+	_, err := s.conn.ExecContext(ctx, "INSERT INTO progress VALUES (?, ?) ON CONFLICT DO UPDATE SET value = max(value, excluded.value)", name, n)
 	return err
 }
