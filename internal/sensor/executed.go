@@ -29,6 +29,7 @@ type executed struct {
 	written   map[digest.Inode]time.Time
 	overflows uint64
 	mountNS   map[uint32]bool // that were looked at
+	nonce     uint32          // see name
 }
 
 // held is a descriptor that nobody wanted yet.
@@ -66,9 +67,14 @@ func (l *loop) openExecuted() {
 	x.written = map[digest.Inode]time.Time{}
 	x.mountNS = map[uint32]bool{}
 	x.limit = descriptorLimit()
-	x.watch, x.reason = fanotify.New(fanotify.Options{Limit: x.limit, Known: func(id fanotify.Identity) bool {
+	o := fanotify.Options{Limit: x.limit, Known: func(id fanotify.Identity) bool {
 		return l.digester.Known(digest.Inode(id.Inode), id.Ctime, id.Size)
-	}})
+	}}
+	if l.o.EveryExe {
+		// Its digest will be wanted: the sooner it is read, the less can have happened to it.
+		o.Arrived = func() { _ = l.hooks.Wake() } // else it is read at the next drain
+	}
+	x.watch, x.reason = fanotify.New(o)
 	if x.reason != nil {
 		x.watch = nil
 	}
@@ -88,6 +94,13 @@ func (x *executed) state() []event.Hook {
 		return fanotify.Off(x.reason)
 	}
 	return x.watch.State()
+}
+
+// settle takes in what was told until now. Any goroutine may call it.
+func (x *executed) settle() {
+	if x.watch != nil {
+		_ = x.watch.Drain() // the loop's own call tells the error
+	}
 }
 
 func (x *executed) close() error {
@@ -115,6 +128,9 @@ func (l *loop) claim() {
 		return
 	}
 	l.drainWatch()
+	n := len(x.fresh)
+	// What these processes executed after it is known before it is judged: see unwritten.
+	l.take(l.hooks.Processes(l))
 	now := time.Now()
 	layers := x.watch.Layered()
 	done := func(p *event.Process) {
@@ -130,7 +146,7 @@ func (l *loop) claim() {
 			done(&e.process)
 		}
 	}
-	for i := range x.fresh {
+	for i := range n {
 		p := &x.fresh[i]
 		switch {
 		case !l.claimOne(p) && layers && len(late) < lateMax:
@@ -140,8 +156,7 @@ func (l *loop) claim() {
 		}
 	}
 	x.late = late
-	clear(x.fresh)
-	x.fresh = x.fresh[:0]
+	x.fresh = append(x.fresh[:0], x.fresh[n:]...) // their descriptors are looked for in the next call
 }
 
 // claimOne reports whether nothing more is to come for the exec.
@@ -156,23 +171,65 @@ func (l *loop) claimOne(p *event.Process) bool {
 		// Its content is known, so the descriptor was closed at once.
 		return l.digester.Known(digest.Inode{Device: p.File.Device, Number: p.File.Inode}, p.File.Ctime, p.File.Size)
 	}
-	if _, ok := x.files[p.File]; ok {
-		unix.Close(o.FD)
-		x.files[p.File].idle = time.Time{}
-		return true
-	}
 	at, written := x.written[digest.Inode(o.Identity.Inode)]
-	vouched := unwritten(&o, p) && !(written && at.After(o.At))
-	x.hold(p.File, &held{Descriptor: digest.Descriptor{FD: o.FD, Vouched: vouched}, inode: o.Identity.Inode})
+	vouched := l.unwritten(&o, p) && !(written && at.After(o.At))
+	l.name(p, o.Version, vouched)
+	switch old := x.files[p.File]; {
+	case o.FD < 0:
+	case old != nil:
+		unix.Close(o.FD)
+		old.idle = time.Time{}
+		if vouched {
+			old.Vouched, old.Since = true, o.At
+		}
+	default:
+		x.hold(p.File, &held{Descriptor: digest.Descriptor{FD: o.FD, Vouched: vouched, Since: o.At}, inode: o.Identity.Inode})
+	}
 	return true
 }
 
-// unwritten reports whether nobody wrote to the file between its exec and the watch that was set when its descriptor came.
-// An unlink or a rename at that moment moves the change time only. (Who overwrites a file at once when its program has ended,
-// and then sets the time of the last change back, within that moment, is not found out: docs/attribution.md.)
-func unwritten(o *fanotify.Opened, p *event.Process) bool {
-	return o.Identity.Size == p.File.Size && (o.Identity.Ctime == p.File.Ctime || o.Mtime == p.Mtime)
+// name gives the file of p an identity that no other content has. The times that the kernel tells are those of a clock with ticks, so
+// two contents may share them. The generation (which is any number) tells them apart: by the version that fanotify counts; and
+// where nothing proves that the content is that of the version, by a number of its own, so that it gets nobody else's digest.
+func (l *loop) name(p *event.Process, version uint32, vouched bool) {
+	x := &l.executed
+	file := p.File
+	const spread = 0x9e3779b1 // odd: every version another
+	file.Generation ^= version * spread
+	if age := p.Started - p.Mtime; !vouched && age < int64(young) {
+		x.nonce++
+		file.Generation ^= x.nonce * 0x85ebca6b
+	}
+	if file != p.File {
+		l.table.Amend(p.ID, func(known *event.Process) { known.File = file })
+		p.File = file
+	}
 }
+
+// unwritten reports whether nobody wrote to the file between its exec and the moment when its descriptor came and its writes were watched.
+// Either it was watched before the exec; or the process still ran it then, and what runs cannot be written to (ETXTBSY); or the
+// time of the last write is that of the exec, and so old that a write after it would have another: the clock of file systems has
+// ticks. An unlink or a rename moves the change time only. (Who overwrites a file at once when its program has ended, and
+// sets the time of the last write back, all before the watch, is not found out: docs/attribution.md.)
+func (l *loop) unwritten(o *fanotify.Opened, p *event.Process) bool {
+	if o.Identity.Size != p.File.Size {
+		return false
+	}
+	if p.Started > o.Watched.Add(clockError).UnixNano() || o.Mtime == p.Mtime && p.Started-p.Mtime > int64(young) {
+		return true
+	}
+	next := p.ID
+	next.Exec++ // task_struct.self_exec_id
+	after, ok := l.table.Resolve(next)
+	return o.Ran && !(ok && after.Started < o.At.Add(clockError).UnixNano())
+}
+
+const (
+	// young is more than the longest tick of a file system's clock (10 ms).
+	young = 20 * time.Millisecond
+	// clockError is how far the kernel's time of an exec, as wall clock, may be off.
+	clockError = time.Millisecond
+)
 
 // hold keeps a descriptor. When there are too many the oldest goes.
 func (x *executed) hold(file event.FileID, h *held) {
@@ -206,16 +263,20 @@ func (l *loop) record() {
 	if len(x.records) == 0 || l.out.Full() && len(x.records) < recordsMax {
 		return
 	}
-	for i := range x.records {
-		p := &x.records[i]
+	records := x.records
+	x.records = nil // more may come meanwhile
+	for i := range records {
+		p := &records[i]
 		l.announce(*p)
 		l.stream.flow(&event.Flow{Process: p.ID, UID: p.UID, Family: event.FamilyExec, Conns: 1})
 		if l.stream.large() {
 			l.closeBatch(false)
 		}
 	}
-	clear(x.records)
-	x.records = x.records[:0]
+	if x.records == nil {
+		clear(records)
+		x.records = records[:0]
+	}
 }
 
 // flush gives up waiting for descriptors: it is the end.
@@ -225,7 +286,10 @@ func (x *executed) flush(every bool) {
 			x.records = append(x.records, e.process)
 		}
 	}
-	x.late = nil
+	if every {
+		x.records = append(x.records, x.fresh...)
+	}
+	x.late, x.fresh = nil, nil
 }
 
 // want asks for the digest of what p executes.
@@ -300,11 +364,22 @@ func (l *loop) written(c *fanotify.Change) {
 	l.stream.write(&event.Event{Modified: &e})
 }
 
-// vouches reports whether the content that a digest was made of is that of the exec, although the change time moved.
+// vouches reports whether the content that a digest was made of is that of the exec, whatever became of the change time: it was at
+// some moment, and nobody wrote since; or the process still runs it.
 func (l *loop) vouches(r *digest.Result) bool {
 	l.drainWatch()
 	at, written := l.executed.written[r.Source]
-	return r.Vouched && time.Since(r.Began) < writtenKept && (!written || at.Before(r.Began))
+	if written && !at.Before(r.Since) && !at.After(r.Ended) {
+		return false
+	}
+	if r.Vouched && r.Ended.Sub(r.Since) < writtenKept {
+		return true
+	}
+	if r.Unconfirmed == "" {
+		return false
+	}
+	l.take(l.hooks.Processes(l)) // the ends of processes until now
+	return l.runs(r.Process)
 }
 
 // sweepExecuted closes descriptors that nobody will want.

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,6 +47,10 @@ const (
 	// digestWait is how long a batch waits for executables that are met for the first time, lastDigestWait the last one.
 	digestWait     = 500 * time.Millisecond
 	lastDigestWait = 3 * time.Second
+	// finalRounds is how often the last execs are looked for: each round may bring some more.
+	finalRounds = 3
+	// readers is how many threads read from the kernel besides the loop.
+	readers = 2
 )
 
 // ErrHooks is returned, wrapped with what to do, when the kernel does not let us in.
@@ -76,6 +81,10 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	// One thread more for each that must not wait for the others: the readers of fanotify. Which of them runs is the kernel's to
+	// decide, which knows their priorities.
+	before := runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), runtime.NumCPU()+readers))
+	defer runtime.GOMAXPROCS(before)
 	defer l.hooks.Close()
 	defer l.executed.close()
 	defer l.who.stop()
@@ -128,7 +137,7 @@ func newLoop(o Options) (*loop, error) {
 		told:  map[string]time.Time{},
 	}
 	l.openExecuted()
-	l.digester = digest.New(digest.Options{Queue: l.executed.limit})
+	l.digester = digest.New(digest.Options{Queue: l.executed.limit, Settle: l.executed.settle})
 	l.who = newWho()
 	l.who.names.Root = o.root
 	l.stream = newStream()
@@ -240,7 +249,9 @@ func (l *loop) run(ctx context.Context) error {
 	before, err := l.hooks.Tally()
 	l.take(0, err)
 	l.take(0, l.hooks.Finish(l, l.flow))
-	l.claim()
+	for range finalRounds {
+		l.claim()
+	}
 	l.executed.flush(l.o.EveryExe)
 	l.record()
 	l.awaitDigests(lastDigestWait)
@@ -452,8 +463,11 @@ func (l *loop) awaitDigests(limit time.Duration) {
 
 func (l *loop) digest(r digest.Result) {
 	x := r.Executable
-	if x.Reason == digest.ReasonTouched && r.Unconfirmed != "" && (l.vouches(&r) || l.runs(r.Process)) {
+	switch sure := l.vouches(&r); {
+	case sure && r.Unconfirmed != "":
 		x.SHA256, x.Reason = r.Unconfirmed, ""
+	case !sure && r.Vouched && x.SHA256 != "":
+		x.SHA256, x.Reason = "", digest.ReasonTouched
 	}
 	l.executable(x)
 }

@@ -56,6 +56,7 @@ type Options struct {
 	Queue   int           // jobs that wait at most; more are refused with ReasonBusy
 	Cache   int           // results kept; the oldest goes first
 	MaxSize int64         // bytes of a file; larger ones are refused with ReasonSize
+	Settle  func()        // called when a Descriptor was read: after it, whoever watches for writes knows all that came before
 	Stall   time.Duration // without a byte read for so long, a file system is given up and its worker replaced
 }
 
@@ -63,24 +64,25 @@ type Options struct {
 type Result struct {
 	Process    event.ProcessID // that was asked for first; of other processes with the same File the same is true
 	Executable event.Executable
-	// Unconfirmed is the digest when Executable.Reason is ReasonTouched: the file was opened through the running process
+	// Unconfirmed is the digest when Executable.Reason is ReasonTouched or ReasonYoung: the file was opened through the running process
 	// and is the right inode with the right size, but its change time moved, as unlink and rename make
 	// it. A program that runs cannot be written to, so this is the right digest if and only if the process has not
 	// executed anything else before the result came. Only the owner of the process table can know that.
 	Unconfirmed string
 	// Vouched is true when the file was read through a Descriptor that was: Unconfirmed is right then also after the process
-	// ended, if nothing was written to Source since Began.
+	// ended, and Executable's digest is, if nothing was written to Source between Since and Ended.
 	Vouched bool
-	Began   time.Time // when the digest was wanted
+	Since   time.Time // the Descriptor's
+	Ended   time.Time // when the reading was over
 	Source  Inode     // what was read
 }
 
 // Descriptor is an open executable.
 type Descriptor struct {
 	FD int // -1: none
-	// Vouched says that its content was that of the exec when the digest was wanted, although its change time may have moved
-	// since the exec.
+	// Vouched says that its content was that of the exec at Since, although its change time may have moved.
 	Vouched bool
+	Since   time.Time
 }
 
 // None is no Descriptor.
@@ -119,11 +121,11 @@ type entry struct {
 type job struct {
 	key    cacheKey
 	askers []asker // that have this file; the first asked first
-	began  time.Time
-	source Inode // what was read
-	held   bool  // through a descriptor of the asker
-	reader int   // that asker's place
-	stale  bool  // source was written to while it was read
+	source Inode   // what was read
+	held   bool    // through a descriptor of the asker
+	reader int     // that asker's place
+	stale  bool    // source was written to while it was read
+	ended  time.Time
 }
 
 // asker is who wants a digest.
@@ -131,6 +133,7 @@ type asker struct {
 	event.Process
 	fd      int // of the file it executes, or -1; the job's
 	vouched bool
+	since   time.Time
 }
 
 func (a *asker) close() {
@@ -199,7 +202,7 @@ func (d *Digester) Want(p event.Process) (event.Executable, bool) { return d.Wan
 
 // WantFile is Want with a descriptor of the file. The descriptor is the Digester's from then on.
 func (d *Digester) WantFile(p event.Process, file Descriptor) (event.Executable, bool) {
-	a := asker{p, file.FD, file.Vouched}
+	a := asker{p, file.FD, file.Vouched, file.Since}
 	x, known := d.want(&a)
 	if known {
 		a.close()
@@ -234,7 +237,7 @@ func (d *Digester) want(a *asker) (event.Executable, bool) {
 		d.stats.Failed[ReasonBusy]++
 		return event.Executable{File: p.File, Path: p.Path, Reason: ReasonBusy}, true
 	}
-	j := &job{key: key, askers: []asker{*a}, began: time.Now()}
+	j := &job{key: key, askers: []asker{*a}}
 	d.pending[key] = j
 	d.queue = append(d.queue, j)
 	d.poke()

@@ -51,8 +51,9 @@ func because(reason string) *problem { return &problem{reason: reason} }
 type opened struct {
 	fd    int
 	stat  unix.Stat_t
-	exact bool // it is the file that the kernel named; else only its change time differs
-	held  bool // fd is the asker's, from fanotify
+	exact bool   // it is the file that the kernel named
+	doubt string // if it is not exact: the reason
+	held  bool   // fd is the asker's, from fanotify
 }
 
 // unchanged reports whether a file is as it was. Of a held descriptor the change time may move, as unlink and rename move it:
@@ -60,7 +61,7 @@ type opened struct {
 func (o *opened) unchanged(before, after *unix.Stat_t) bool {
 	b, a := identity(before), identity(after)
 	if o.held && b.Ctime != a.Ctime {
-		o.exact = false
+		o.exact, o.doubt = false, ReasonTouched
 		b.Ctime, a.Ctime = before.Mtim.Nano(), after.Mtim.Nano()
 	}
 	return a == b
@@ -78,7 +79,7 @@ func (d *Digester) open(a *asker) (*opened, *problem) {
 		return nil, because(ReasonUnknown)
 	}
 	worst := because(ReasonGone)
-	if age := p.Started - p.File.Ctime; plain && age > -int64(young) && age < int64(young) {
+	if plain && isYoung(p) {
 		// Written, executed, ended and written again within one tick of the coarse clock: the change time may be
 		// the same. While the program runs it cannot be written to.
 		plain, worst = false, because(ReasonYoung)
@@ -135,7 +136,13 @@ func (d *Digester) OpenMemory(p event.Process) (Descriptor, bool) {
 	if o == nil {
 		return None(), false
 	}
-	return Descriptor{FD: o.fd, Vouched: o.exact}, true
+	return Descriptor{FD: o.fd, Vouched: o.exact, Since: time.Now()}, true
+}
+
+// isYoung reports whether a file was changed so short before its exec that a change after it may have the same time.
+func isYoung(p *event.Process) bool {
+	age := p.Started - p.File.Ctime
+	return age > -int64(young) && age < int64(young)
 }
 
 // given is the descriptor that came with the question, if it is of the file in question.
@@ -153,8 +160,10 @@ func (d *Digester) given(a *asker) *opened {
 	}
 	switch compare(a.File, &o.stat, fs.Type) {
 	case same:
-		o.exact = true
+		// Within one tick a write may have left the same change time.
+		o.exact, o.doubt = a.vouched || !isYoung(&a.Process), ReasonYoung
 	case moved:
+		o.doubt = ReasonTouched
 	default:
 		return nil
 	}
@@ -173,7 +182,7 @@ func (d *Digester) through(want event.FileID, running bool, open func() (int, er
 	if err := unix.Fstatfs(ref, &fs); err != nil {
 		fs.Type = 0
 	}
-	o := &opened{fd: -1}
+	o := &opened{fd: -1, doubt: ReasonTouched}
 	if err := unix.Fstat(ref, &o.stat); err != nil {
 		return nil, denied(errno(ReasonErrno, err), fs.Type)
 	}

@@ -190,7 +190,7 @@ func (d *Digester) hash(ctx context.Context, w *worker, j *job, buf []byte) (eve
 		exe, unconfirmed, failed := d.one(ctx, w, j, &a, buf)
 		// A touched file would be the same through another process, but the digest belongs to the process that
 		// it was opened through: only the first one is answered for, or the one that brought the descriptor.
-		if failed == nil || failed.reason == ReasonTouched && (i == 0 || j.held) {
+		if failed == nil || unconfirmed != "" && (i == 0 || j.held) {
 			j.reader = i
 			return exe, unconfirmed, i + 1, failed
 		}
@@ -212,13 +212,17 @@ func (d *Digester) one(ctx context.Context, w *worker, j *job, a *asker, buf []b
 		j.source, j.held = Inode{o.stat.Dev, o.stat.Ino}, o.held
 		d.mu.Unlock()
 		sum, why := d.read(ctx, w, o, buf)
+		if o.held && d.o.Settle != nil {
+			d.o.Settle()
+		}
+		j.ended = time.Now()
 		if why == nil {
 			exe := event.Executable{File: p.File, SHA256: sum}
 			if p.File.IsZero() {
 				exe.File = identity(&o.stat)
 			}
 			if !o.exact {
-				return event.Executable{File: p.File}, sum, because(ReasonTouched)
+				return event.Executable{File: p.File}, sum, because(o.doubt)
 			}
 			return exe, "", nil
 		}
@@ -294,7 +298,7 @@ func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unc
 			}
 		}
 		if tried < len(askers) { // they came after the last try, and may have more luck
-			again := &job{key: j.key, askers: askers[tried:], began: j.began}
+			again := &job{key: j.key, askers: askers[tried:]}
 			d.pending[j.key] = again
 			d.queue = append(d.queue, again)
 			d.poke()
@@ -321,7 +325,7 @@ func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unc
 	d.mu.Unlock()
 	select {
 	case d.results <- Result{
-		Process: reader.ID, Executable: exe, Unconfirmed: unconfirmed, Vouched: vouched, Began: j.began, Source: j.source,
+		Process: reader.ID, Executable: exe, Unconfirmed: unconfirmed, Vouched: vouched, Since: reader.since, Ended: j.ended, Source: j.source,
 	}:
 	case <-ctx.Done():
 	}

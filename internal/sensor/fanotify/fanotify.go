@@ -26,6 +26,9 @@ const (
 	DefaultMarked    = 65536
 )
 
+// arrivalsMax is how many execs wait for their report at most, per descriptor of Options.Limit.
+const arrivalsMax = 8
+
 // Options of New; zero values mean the defaults.
 type Options struct {
 	Mountinfo string        // the mounts to follow
@@ -34,6 +37,8 @@ type Options struct {
 	Marked    int           // executables whose change is watched at most
 	// Known reports whether the content of a file needs no reading. It may be called by any goroutine that drains.
 	Known func(Identity) bool
+	// Arrived is called, if it is set, after a descriptor came that waits to be claimed. It must not call back.
+	Arrived func()
 }
 
 // Identity is a file as stat(2) tells it. While its executables are watched, an equal Identity means equal bytes.
@@ -56,11 +61,18 @@ func IdentityOf(st *unix.Stat_t) Identity {
 
 // Opened is a descriptor of a file that was executed. Who gets it closes it.
 type Opened struct {
-	FD       int
+	FD       int       // -1: its content is known (Options.Known)
 	Identity Identity  // after its change was watched
 	Mtime    int64     // ns since 1970
 	At       time.Time // when it came: writes that are told later came later
-	Layered  bool      // on overlayfs: Identity is not what the kernel has of the file behind it
+	// Watched is since when every write to the file is told.
+	Watched time.Time
+	// Version differs between contents that were told to be different; the times of a file may not.
+	Version uint32
+	// Ran is true when the process that opened the file had not ended At: if it had not executed another file either, nobody can have
+	// written to this one before.
+	Ran     bool
+	Layered bool // on overlayfs: Identity is not what the kernel has of the file behind it
 }
 
 // Change is a known executable that was written to. It is told once; the file is known again when it is executed again.
@@ -93,17 +105,30 @@ type Watch struct {
 	files    map[Identity]*file // of arrivals
 	order    []uint32           // pids of arrivals, oldest first; some are claimed already
 	first    int                // of order
-	marked   map[Inode]Identity
+	marked   map[Inode]mark
+	versions map[Inode]uint32
+	version  uint32  // the greatest
+	base     uint32  // of files that are not in versions
 	rotation []Inode // of marked, oldest first
 	changes  []Change
 	stats    Stats
 	lastErr  error // of a descriptor that could not be had
 }
 
+// mark is a file whose writes are told.
+type mark struct {
+	identity Identity
+	since    time.Time
+}
+
 // arrival is an exec that was told and not claimed.
 type arrival struct {
 	file *file
 	at   time.Time
+	ran  bool
+	// watched and version are Opened's.
+	watched time.Time
+	version uint32
 }
 
 // file is a descriptor that arrivals share: all dynamic programs load the same loader.
@@ -131,7 +156,7 @@ func New(o Options) (*Watch, error) {
 	if o.Known == nil {
 		o.Known = func(Identity) bool { return false }
 	}
-	w := &Watch{o: o, arrived: map[uint32][]arrival{}, files: map[Identity]*file{}, marked: map[Inode]Identity{}}
+	w := &Watch{o: o, arrived: map[uint32][]arrival{}, files: map[Identity]*file{}, marked: map[Inode]mark{}, versions: map[Inode]uint32{}}
 	for _, kind := range []kind{local, layered} {
 		g, err := newGroup(kind)
 		if err != nil {
@@ -193,16 +218,19 @@ func (w *Watch) Claim(pid uint32, file event.FileID) (Opened, bool) {
 			continue
 		}
 		o, ok := as[i].file.Opened, true
-		o.At = as[i].at
+		o.At, o.Ran, o.Watched = as[i].at, as[i].ran, as[i].watched
 		as[i].file.claimed = true
-		if as[i].file.arrivals > 1 {
+		o.Version = as[i].version
+		switch {
+		case o.FD < 0:
+		case as[i].file.arrivals > 1:
 			fd, err := unix.FcntlInt(uintptr(o.FD), unix.F_DUPFD_CLOEXEC, 0)
 			o.FD, ok = fd, err == nil
 			if err != nil {
 				w.stats.Failed++
 				w.lastErr = err
 			}
-		} else {
+		default:
 			delete(w.files, o.Identity) // it is the caller's now
 			as[i].file.FD = -1
 		}
@@ -283,7 +311,7 @@ func (w *Watch) expire(now time.Time, limit int) {
 		}
 		// order has an entry for each arrival, and claims take the oldest: the first of this pid is at least as young as the entry.
 		old := now.Sub(as[0].at) > w.o.Age
-		if !old && len(w.files) <= limit {
+		if !old && len(w.files) <= limit && len(w.order)-w.first <= arrivalsMax*limit {
 			break
 		}
 		if f := as[0].file; w.release(f) && !old && !f.claimed {
@@ -303,7 +331,10 @@ func (w *Watch) expire(now time.Time, limit int) {
 }
 
 // take keeps or closes what an event brought.
-func (w *Watch) take(g *group, mask uint64, fd int, pid int32) {
+func (w *Watch) take(g *group, mask uint64, fd int, pid int32, pidfd int) {
+	if pidfd >= 0 {
+		defer unix.Close(pidfd)
+	}
 	if mask&unix.FAN_Q_OVERFLOW != 0 {
 		w.mu.Lock()
 		w.stats.Overflows++
@@ -335,46 +366,58 @@ func (w *Watch) take(g *group, mask uint64, fd int, pid int32) {
 		unix.Close(fd)
 		return
 	}
-	w.executed(g, fd, pid, &st)
+	w.executed(g, fd, pid, pidfd, &st)
 }
 
-func (w *Watch) executed(g *group, fd int, pid int32, st *unix.Stat_t) {
+func (w *Watch) executed(g *group, fd int, pid int32, pidfd int, st *unix.Stat_t) {
 	id := IdentityOf(st)
 	w.mu.Lock()
 	w.stats.Execs++
-	known, watched := w.marked[id.Inode]
+	m, watched := w.marked[id.Inode]
 	w.mu.Unlock()
-	if watched && known == id && w.o.Known(id) {
-		unix.Close(fd)
-		return
-	}
-	if !watched || known != id {
+	watched = watched && m.identity == id
+	known := watched && w.o.Known(id)
+	if !watched {
 		// First the watch, then the look: whatever is written later is told.
 		if err := g.watchFile(fd); err == nil {
 			if err := unix.Fstat(fd, st); err == nil {
 				id = IdentityOf(st)
 			}
-			w.remember(id)
+			m = w.remember(id)
+		} else {
+			m = mark{since: time.Now().Add(time.Hour)} // never
 		}
 	}
+	ran := runs(pidfd)
+	now := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	now := time.Now()
 	f := w.files[id]
-	if f == nil {
-		f = &file{Opened: Opened{fd, id, st.Mtim.Nano(), now, g.kind == layered}}
+	switch {
+	case known:
+		unix.Close(fd)
+		f = &file{Opened: Opened{FD: -1, Identity: id, Mtime: st.Mtim.Nano(), Layered: g.kind == layered}}
+	case f == nil:
+		f = &file{Opened: Opened{FD: fd, Identity: id, Mtime: st.Mtim.Nano(), Layered: g.kind == layered}}
 		w.files[id] = f
-	} else {
+	default:
 		unix.Close(fd)
 	}
 	f.arrivals++
-	w.arrived[uint32(pid)] = append(w.arrived[uint32(pid)], arrival{f, now})
+	version, ok := w.versions[id.Inode]
+	if !ok {
+		version = w.base
+	}
+	w.arrived[uint32(pid)] = append(w.arrived[uint32(pid)], arrival{f, now, ran, m.since, version})
 	w.order = append(w.order, uint32(pid))
 	w.expire(now, w.o.Limit)
+	if !known && w.o.Arrived != nil {
+		w.o.Arrived()
+	}
 }
 
 // remember that the file's change is watched.
-func (w *Watch) remember(id Identity) {
+func (w *Watch) remember(id Identity) mark {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if _, ok := w.marked[id.Inode]; !ok {
@@ -384,7 +427,9 @@ func (w *Watch) remember(id Identity) {
 		}
 		w.rotation = append(w.rotation, id.Inode)
 	}
-	w.marked[id.Inode] = id
+	m := mark{id, time.Now()}
+	w.marked[id.Inode] = m
+	return m
 }
 
 // changed tells of the first write to a watched file, and watches it no longer: a program that writes to it
@@ -403,5 +448,11 @@ func (w *Watch) changed(g *group, fd int, pid int32, st *unix.Stat_t) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.stats.Changes++
+	if len(w.versions) >= w.o.Marked {
+		clear(w.versions)
+		w.base = w.version
+	}
+	w.version++
+	w.versions[id.Inode] = w.version
 	w.changes = append(w.changes, Change{Inode: id.Inode, PID: uint32(max(pid, 0)), Path: path, At: time.Now()})
 }

@@ -305,8 +305,8 @@ func TestKnownFilesAreClosedAtOnce(t *testing.T) {
 	unix.Close(o.FD)
 	pid = run(t, path)
 	_ = w.Drain()
-	if _, ok := w.Claim(pid, id); ok {
-		t.Error("a descriptor of a known file")
+	if o, ok := w.Claim(pid, id); !ok || o.FD >= 0 {
+		t.Errorf("a known file: %v, descriptor %d", ok, o.FD)
 	}
 }
 

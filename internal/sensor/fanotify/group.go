@@ -2,8 +2,10 @@ package fanotify
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -26,6 +28,9 @@ const (
 // reportFDError is FAN_REPORT_FD_ERROR (Linux 6.13): an event whose file cannot be opened is told, with the error.
 const reportFDError = 0x2000
 
+// pidfdInfo is the size of struct fanotify_event_info_pidfd.
+const pidfdInfo = 8
+
 // group is a fanotify descriptor.
 type group struct {
 	kind      kind
@@ -39,7 +44,7 @@ type group struct {
 }
 
 func newGroup(k kind) (*group, error) {
-	flags := uint(unix.FAN_CLASS_NOTIF | unix.FAN_CLOEXEC | unix.FAN_NONBLOCK | unix.FAN_UNLIMITED_QUEUE | unix.FAN_UNLIMITED_MARKS)
+	flags := uint(unix.FAN_CLASS_NOTIF | unix.FAN_CLOEXEC | unix.FAN_NONBLOCK | unix.FAN_UNLIMITED_QUEUE | unix.FAN_UNLIMITED_MARKS | unix.FAN_REPORT_PIDFD)
 	const open = unix.O_RDONLY | unix.O_LARGEFILE | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOATIME
 	g := &group{kind: k, evictable: unix.FAN_MARK_EVICTABLE, batch: 64}
 	var err error
@@ -48,10 +53,13 @@ func newGroup(k kind) (*group, error) {
 		g.batch = 1
 		g.fd, err = unix.FanotifyInit(flags, open)
 	}
+	if errors.Is(err, unix.EINVAL) { // before Linux 5.15
+		g.fd, err = unix.FanotifyInit(flags&^unix.FAN_REPORT_PIDFD, open)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("fanotify_init: %w", err)
 	}
-	g.buf = make([]byte, g.batch*int(unsafe.Sizeof(unix.FanotifyEventMetadata{})))
+	g.buf = make([]byte, g.batch*(int(unsafe.Sizeof(unix.FanotifyEventMetadata{}))+pidfdInfo))
 	return g, nil
 }
 
@@ -108,7 +116,7 @@ func (g *group) drain(w *Watch) error {
 			if !errors.As(err, &no) {
 				return err
 			}
-			w.take(g, unix.FAN_OPEN_EXEC, -int(no), 0)
+			w.take(g, unix.FAN_OPEN_EXEC, -int(no), 0, -1)
 			continue
 		}
 		for b := g.buf[:n]; len(b) >= header; {
@@ -116,7 +124,11 @@ func (g *group) drain(w *Watch) error {
 			if m.Vers != unix.FANOTIFY_METADATA_VERSION || int(m.Event_len) < header || int(m.Event_len) > len(b) {
 				return fmt.Errorf("read fanotify: version %d, %d bytes of %d: not understood", m.Vers, m.Event_len, len(b))
 			}
-			w.take(g, m.Mask, int(m.Fd), m.Pid)
+			pidfd := -1
+			if info := b[header:m.Event_len]; len(info) >= pidfdInfo && info[0] == unix.FAN_EVENT_INFO_TYPE_PIDFD {
+				pidfd = int(int32(binary.NativeEndian.Uint32(info[4:])))
+			}
+			w.take(g, m.Mask, int(m.Fd), m.Pid, pidfd)
 			b = b[m.Event_len:]
 		}
 	}
@@ -162,6 +174,10 @@ func (w *Watch) Run(ctx context.Context) error {
 }
 
 func (g *group) run(ctx context.Context, w *Watch, stop int) error {
+	// The sooner a file is watched after its exec, the less can have happened to it. The thread ends with this goroutine. Without
+	// the right to a better priority it works, too.
+	runtime.LockOSThread()
+	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), niceness)
 	poll := []unix.PollFd{{Fd: int32(g.fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}
 	for ctx.Err() == nil && !g.done.Load() {
 		if _, err := unix.Poll(poll, -1); err != nil && !errors.Is(err, unix.EINTR) {
@@ -176,6 +192,19 @@ func (g *group) run(ctx context.Context, w *Watch, stop int) error {
 	}
 	return nil
 }
+
+// runs reports whether the process of a pidfd has not ended.
+func runs(pidfd int) bool {
+	if pidfd < 0 {
+		return false
+	}
+	poll := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	n, err := unix.Poll(poll, 0)
+	return err == nil && n == 0
+}
+
+// niceness of the readers: they are short of work.
+const niceness = -10
 
 // linkOf is the path of a descriptor as this process sees it, raw; "" if there is none.
 func linkOf(fd int) string {
