@@ -173,7 +173,9 @@ func (l *loop) claimOne(p *event.Process) bool {
 	}
 	at, written := x.written[digest.Inode(o.Identity.Inode)]
 	vouched := l.unwritten(&o, p) && !(written && at.After(o.At))
-	l.name(p, o.Version, vouched)
+	if !l.stream.knows(p.ID) {
+		l.name(p, o.Version, vouched)
+	}
 	switch old := x.files[p.File]; {
 	case o.FD < 0:
 	case old != nil:

@@ -366,6 +366,7 @@ func (l *loop) flow(f *event.Flow) {
 		l.tally.attribute(f)
 		return
 	}
+	l.claim() // what it executes gets its identity
 	p, ok := l.table.Resolve(f.Process)
 	// /proc shows the image of now. Once an exec report was lost, that may be another one than moved these bytes.
 	if (!ok || p.Path == "" && !p.Kernel) && l.tally.kernel.Losses[event.LostExec] == 0 {
@@ -410,7 +411,6 @@ func (l *loop) introduce(p event.Process) {
 	if !l.stream.process(l.finish(p)) || p.Source == event.SourceUnknown {
 		return
 	}
-	l.claim()
 	l.want(p)
 	l.wantScript(p)
 }

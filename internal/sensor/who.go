@@ -80,7 +80,7 @@ func (l *loop) scriptFound(id event.ProcessID, f script.File) {
 		if _, kept := l.executed.files[f.ID]; !known || kept || l.executed.watch == nil || l.digester.Known(inode, f.ID.Ctime, f.ID.Size) {
 			unix.Close(f.FD) // without a watch, nobody would sweep it
 		} else {
-			l.executed.hold(f.ID, &held{Descriptor: digest.Descriptor{FD: f.FD}, inode: fanotify.Inode(inode)})
+			l.executed.hold(f.ID, &held{Descriptor: digest.Descriptor{FD: f.FD, Own: true}, inode: fanotify.Inode(inode)})
 		}
 	}
 	if p, ok := l.table.Resolve(id); ok && l.stream.knows(id) { // it was told without: it took too long

@@ -83,6 +83,8 @@ type Descriptor struct {
 	// Vouched says that its content was that of the exec at Since, although its change time may have moved.
 	Vouched bool
 	Since   time.Time
+	// Own says that the file's identity is what stat(2) told of this descriptor: while its change time is the same, it is the same.
+	Own bool
 }
 
 // None is no Descriptor.
@@ -131,9 +133,8 @@ type job struct {
 // asker is who wants a digest.
 type asker struct {
 	event.Process
-	fd      int // of the file it executes, or -1; the job's
-	vouched bool
-	since   time.Time
+	fd   int // of the file it executes, or -1; the job's
+	file Descriptor
 }
 
 func (a *asker) close() {
@@ -202,7 +203,7 @@ func (d *Digester) Want(p event.Process) (event.Executable, bool) { return d.Wan
 
 // WantFile is Want with a descriptor of the file. The descriptor is the Digester's from then on.
 func (d *Digester) WantFile(p event.Process, file Descriptor) (event.Executable, bool) {
-	a := asker{p, file.FD, file.Vouched, file.Since}
+	a := asker{p, file.FD, file}
 	x, known := d.want(&a)
 	if known {
 		a.close()

@@ -161,7 +161,7 @@ func (d *Digester) given(a *asker) *opened {
 	switch compare(a.File, &o.stat, fs.Type) {
 	case same:
 		// Within one tick a write may have left the same change time.
-		o.exact, o.doubt = a.vouched || !isYoung(&a.Process), ReasonYoung
+		o.exact, o.doubt = a.file.Vouched || a.file.Own || !isYoung(&a.Process), ReasonYoung
 	case moved:
 		o.doubt = ReasonTouched
 	default:

@@ -321,11 +321,11 @@ func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unc
 	if j.held {
 		reader = &askers[j.reader]
 	}
-	vouched := j.held && reader.vouched
+	vouched := j.held && reader.file.Vouched
 	d.mu.Unlock()
 	select {
 	case d.results <- Result{
-		Process: reader.ID, Executable: exe, Unconfirmed: unconfirmed, Vouched: vouched, Since: reader.since, Ended: j.ended, Source: j.source,
+		Process: reader.ID, Executable: exe, Unconfirmed: unconfirmed, Vouched: vouched, Since: reader.file.Since, Ended: j.ended, Source: j.source,
 	}:
 	case <-ctx.Done():
 	}
