@@ -175,6 +175,14 @@ func (t *teller) take() {
 	}
 }
 
+// fileOf is the file that a notice is about.
+func fileOf(n *notify.Notice) string {
+	if n.Script != "" {
+		return n.Script
+	}
+	return n.Path
+}
+
 // hasOrigin reports whether the kind is about a file.
 func hasOrigin(k notify.Kind) bool {
 	switch k {
@@ -199,11 +207,7 @@ func (t *teller) ask() {
 			continue
 		}
 		sent = append(sent, u)
-		path := u.n.Path
-		if u.n.Script != "" {
-			path = u.n.Script
-		}
-		queries = append(queries, origin.Query{Path: path, SHA256: u.n.SHA256})
+		queries = append(queries, origin.Query{Path: fileOf(&u.n), SHA256: u.n.SHA256})
 	}
 	t.asking = rest
 	if len(queries) == 0 {
@@ -235,6 +239,9 @@ func (t *teller) answer(verdicts []origin.Verdict) {
 			continue
 		}
 		t.asking = slices.Delete(t.asking, at, at+1)
+		if v := verdicts[i]; v.State == origin.Differs && u.n.SHA256 != "" {
+			t.known.Differs(fileOf(&u.n), u.n.SHA256, strings.TrimSpace(v.Package+" "+v.Version), u.n.At)
+		}
 		t.add(u)
 	}
 	t.pending = nil

@@ -180,6 +180,10 @@ func TestTellOrigin(t *testing.T) {
 			got[2].Kind != notify.Tampered || got[2].Path != "/usr/bin/evil" || got[2].Urgency != notify.Critical || got[2].Mute != "" {
 			t.Errorf("%s", s.kinds())
 		}
+		log := readFile(t, s.dir, "exe.log")
+		if n := strings.Count(log, fmt.Sprintf("%064x", 2)[:16]+" /usr/bin/evil (differs from package p 2)\n"); n != 1 || strings.Count(log, "differs") != 1 {
+			t.Errorf("exe.log:\n%s", log)
+		}
 		// A new program that is not what its package ships is an alarm, too.
 		time.Sleep(time.Hour)
 		s.seen("/usr/bin/new", 2)

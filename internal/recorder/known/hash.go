@@ -168,6 +168,17 @@ func (k *Known) Result(path, sum, result, verdict string, at int64) {
 	}
 }
 
+// Differs takes in that a file, as it was seen at an instant, is not what its package ships: exe.log says so, once.
+func (k *Known) Differs(path, sum, pkg string, at int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	w := written{path + " " + sum, at}
+	if slices.Contains(k.journal.done, w) {
+		return
+	}
+	k.commit(&news{Written: &w, Log: []string{k.log.line(at, sum, path, "(differs from package "+pkg+")")}})
+}
+
 // Modified takes in that a file was written to in place, by the program at a path ("": not known). Only what is known is worth a word. at
 // is the instant of the line of the stream that says so.
 func (k *Known) Modified(path, by string, at int64) {

@@ -51,8 +51,8 @@ type news struct {
 	Written *written       `json:"written,omitempty"`
 }
 
-// written is a file that was written to in place, at the instant (ns since 1970) of its line in the stream: what comes a second
-// time after a restart is no news.
+// written is a line of exe.log that the record does not remember, about a file at an instant (ns since 1970) of the stream: what comes a
+// second time after a restart is no news.
 type written struct {
 	Path string `json:"path"`
 	At   int64  `json:"at"`
