@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
+	"os"
 	"time"
 )
 
@@ -18,6 +20,7 @@ type care struct {
 	full       bool             // the user was told of the size limit
 	takeover   *takeover        // nil: none
 	zone       *time.Location   // of the times in a database that is taken over; nil: time.Local
+	long       bool             // the user was told of a log that a reader keeps from being cut
 	idle       int64            // nothing waits until then, if no window comes
 }
 
@@ -56,8 +59,25 @@ func (s *SQLite) Care(ctx context.Context, now int64, budget time.Duration) (mor
 			}
 		}
 	}
+	s.watchLog()
 	s.care.idle = now + idleTime
 	return false, nil
+}
+
+// logLimit is the size of the log (-wal) above which something must be wrong, in bytes: usually it is 4 MiB.
+const logLimit = 64 << 20
+
+// watchLog tells of a reader that stays: as long as it reads, the log cannot be cut and grows. Nothing is lost by that.
+func (s *SQLite) watchLog() {
+	i, err := os.Stat(s.path + "-wal")
+	if err != nil || i.Size() < logLimit {
+		s.care.long = false
+		return
+	}
+	if !s.care.long {
+		s.care.long = true
+		s.tell(fmt.Sprintf("%s-wal has grown to %d MB: a program has been reading the database for long without a pause", s.Name(), i.Size()>>20), "end it, `fuser -v "+s.Name()+"` says which it is: the file shrinks then")
+	}
 }
 
 // idleTime is how long nothing is looked for when there was nothing to do, in seconds: days end and clocks settle without a window, too.

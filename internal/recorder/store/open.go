@@ -129,6 +129,12 @@ func damaged(err error) bool {
 	return code == lib.SQLITE_CORRUPT || code == lib.SQLITE_NOTADB
 }
 
+// readOnly reports whether the error says that the file may not be written.
+func readOnly(err error) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && e.Code()&0xff == lib.SQLITE_READONLY
+}
+
 // setAside gives the database and the files that belong to it another name: snitch.db becomes
 // snitch.WHY.db, snitch.WHY-2.db, …. All new names exist before an old one goes, so that a kill in
 // between leaves two names and no half.

@@ -16,6 +16,9 @@ const (
 	rollSegments = 1 << 6
 )
 
+// errOtherWriter is what a step ends with when another program did the same work in the same moment: nothing of it is kept.
+var errOtherWriter = errors.New("another program writes to the database, too")
+
 // rollHours puts windows that no segment holds yet into segments of their hours: those before the present hour, and those of the present
 // one when they are many. The hour of the last window is the present one.
 func (s *SQLite) rollHours(ctx context.Context, _ int64) (bool, error) {
@@ -40,6 +43,9 @@ func (s *SQLite) rollHours(ctx context.Context, _ int64) (bool, error) {
 		return false, err
 	}
 	err = s.inTransaction(ctx, func() error {
+		if now, err := s.progress(ctx, schema.ProgressRolled); err != nil || now != rolled {
+			return errors.Join(err, errOtherWriter)
+		}
 		for hour, e := range entries {
 			if err := s.addSegment(ctx, schema.HourSeconds, hour, e); err != nil {
 				return err
@@ -201,8 +207,12 @@ func (s *SQLite) rollDays(ctx context.Context, _ int64) (bool, error) {
 	}
 	err = s.inTransaction(ctx, func() error {
 		for _, id := range ids {
-			if _, err := s.conn.ExecContext(ctx, "UPDATE segments SET merged = 1 WHERE id = ?", id); err != nil {
+			r, err := s.conn.ExecContext(ctx, "UPDATE segments SET merged = 1 WHERE id = ? AND merged = 0", id)
+			if err != nil {
 				return err
+			}
+			if n, _ := r.RowsAffected(); n != 1 {
+				return errOtherWriter
 			}
 		}
 		return s.addSegment(ctx, schema.DaySeconds, day, entries)

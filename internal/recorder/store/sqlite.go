@@ -173,6 +173,10 @@ func (s *SQLite) WriteAll(ctx context.Context, windows ...*flow.Window) error {
 			err = s.write(ctx, windows)
 		}
 	}
+	if readOnly(err) {
+		// SQLite has opened what it may only read. The next try opens it anew: by then that may have changed.
+		s.disconnect()
+	}
 	return err
 }
 
