@@ -10,6 +10,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -36,6 +37,9 @@ func main() {
 		os.Exit(1)
 	}
 }
+
+// hold is how long clients and their sockets stay after the traffic, but for the scenario of short lives.
+const hold = 1500 * time.Millisecond
 
 // line is what a tool says about one process.
 type line struct {
@@ -107,8 +111,8 @@ func run(docs string) error {
 	}
 	list = slices.DeleteFunc(list, func(n string) bool { return !isPeer(n) })
 	verdicts := []verdict{ours(picosnitch, folder, g, list)}
-	for _, t := range tools(folder) {
-		g.Folder = filepath.Join(folder, t.name)
+	for i, t := range tools(folder) {
+		g.Folder = filepath.Join(folder, fmt.Sprintf("copies-%d", i+1))
 		verdicts = append(verdicts, theirs(t, folder, g, list))
 	}
 	for _, v := range verdicts {
@@ -154,7 +158,7 @@ func enter(generate string) (func(), error) {
 		leave()
 		return nil, fmt.Errorf("lay the pair of devices: %w: %s", err, out)
 	}
-	return leave, os.Setenv("GENERATE_PEER", fmt.Sprintf("/proc/%d/ns/net", peer.Process.Pid))
+	return leave, errors.Join(os.Setenv("GENERATE_PEER", fmt.Sprintf("/proc/%d/ns/net", peer.Process.Pid)), os.Setenv("GENERATE_HOLD", hold.String()))
 }
 
 // through plays all scenarios, one after the other.

@@ -83,7 +83,8 @@ func run(ctx context.Context, o options, kernels map[string][]string, at int, do
 		return 1, err
 	}
 	defer os.RemoveAll(dir)
-	var all []*Result
+	var all, done []*Result
+	var saved sync.Mutex // also of standard output and done
 	var jobs []func()
 	for _, arch := range []string{"amd64", "arm64"} {
 		if len(kernels[arch]) == 0 {
@@ -103,20 +104,27 @@ func run(ctx context.Context, o options, kernels map[string][]string, at int, do
 		for _, k := range l.Kernels {
 			r := &Result{Name: k.Name, Arch: arch, Release: k.Release}
 			all = append(all, r)
-			jobs = append(jobs, func() { r.run(ctx, o, l, p, k) })
+			jobs = append(jobs, func() {
+				r.run(ctx, o, l, p, k)
+				saved.Lock()
+				defer saved.Unlock()
+				r.tell(os.Stdout)
+				done = append(done, r)
+				if docs == "" {
+					return
+				}
+				// After each, so that an hour's work is not lost with the last kernel.
+				if err := save(docs, Report{Kernels: slices.Clone(done)}); err != nil {
+					r.problem("%v", err)
+				}
+			})
 		}
 	}
 	inParallel(at, jobs)
 	bad := 0
 	for _, r := range all {
-		r.tell(os.Stdout)
 		if !r.OK() {
 			bad++
-		}
-	}
-	if docs != "" {
-		if err := save(docs, Report{Kernels: all}); err != nil {
-			return 1, err
 		}
 	}
 	if bad > 0 {

@@ -80,7 +80,7 @@ func manyPrograms(s *stage) {
 	const programs = 20
 	srv, addr := pair(s, param{Count: programs})
 	for range programs {
-		s.take(s.start("gen-client", "stream-client", param{Addr: addr, Bytes: 64 << 10}))
+		s.take(s.start("gen-client", "stream-client", param{Addr: addr, Bytes: 64 << 10, Short: true}))
 	}
 	s.take(srv)
 }

@@ -36,6 +36,7 @@ type param struct {
 	Veth    string   // this end of a pair, made by the stage
 	Local   string   // address of this end
 	Port    int      // to listen on, 0 is a free one
+	Short   bool     // end at once, whatever GENERATE_HOLD says
 	Vague   bool     // the first packets may have no remote address in the records
 	Device  string   // to send frames on, "" is lo
 
@@ -102,8 +103,17 @@ func runRole(args []string) {
 	}
 	run(r)
 	r.flush()
+	r.hold()
 	if r.p.Linger {
 		time.Sleep(3 * time.Second)
+	}
+}
+
+// hold keeps the process and its sockets for as long as GENERATE_HOLD says: monitors that look into /proc now and then are given the
+// time that they need.
+func (r *role) hold() {
+	if d, err := time.ParseDuration(os.Getenv("GENERATE_HOLD")); err == nil && !r.p.Short {
+		time.Sleep(d)
 	}
 }
 

@@ -32,6 +32,7 @@ func streamClient(r *role) {
 		}
 	}
 	wait.Wait()
+	r.hold()
 	for i, fd := range fds {
 		r.stream(at[i], "out", results[i].sent, results[i].received, 1)
 		unix.Close(fd)

@@ -60,6 +60,7 @@ func udpSend(r *role) {
 		}
 		r.add(claim.Claim{Protocol: "udp", Direction: "out", Local: from.String(), Remote: p, Sent: sent, Conns: 1})
 	}
+	r.hold()
 	unix.Close(fd)
 }
 
