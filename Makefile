@@ -55,6 +55,11 @@ bench: build ## measure the cost of the monitor: time per operation with it on o
 bench-store: ## measure the database with a year of data: 10 million rows; needs 2 GB in the temporary folder and some minutes
 	$(GO) run ./test/bench/store
 
+.PHONY: bench-remote
+bench-remote: ## measure the copy off the machine: rate, sizes and memory, against a PostgreSQL server of its own
+	test/deps.sh postgresql
+	$(GO) run ./test/bench/remote
+
 .PHONY: lint
 lint: ## go vet, staticcheck, gofumpt
 	$(GO) vet ./...

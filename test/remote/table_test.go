@@ -117,7 +117,7 @@ func TestOriginal(t *testing.T) {
 	targets(t, func(t *testing.T, g *target) {
 		end := ""
 		if g.dialect == remote.MySQL {
-			end = " DEFAULT CHARACTER SET latin1"
+			end = " ENGINE=MyISAM DEFAULT CHARACTER SET latin1"
 		}
 		g.ask(t, fmt.Sprintf(original, "old", end))
 		g.ask(t, "CREATE TABLE narrow (contime text, send integer, recv integer, exe varchar(30), name text, cmdline varchar(100), sha256 text, pexe text, pname text, pcmdline text, psha256 text, uid integer, lport integer, rport integer, laddr text, raddr text, domain text, note varchar(10) DEFAULT 'mine')"+end)
@@ -166,6 +166,9 @@ func TestOriginal(t *testing.T) {
 		until(t, r, "the cut is told", func() bool { return r.Status().Cut > 0 })
 		notices := fmt.Sprint(r.Notices())
 		r.Close()
+		if (g.dialect == remote.MySQL) != strings.Contains(notices, "engine MyISAM") {
+			t.Errorf("told: %s", notices)
+		}
 		if !strings.Contains(notices, "do not fit") {
 			t.Errorf("told: %s", notices)
 		}

@@ -19,6 +19,8 @@ type server interface {
 	send(ctx context.Context, d *delivery) error
 	// cut counts, by column, values that did not fit.
 	cut() map[string]uint64
+	// warning is what the user should know of the tables; "": nothing.
+	warning() (text, hint string)
 	// alive is false when the connection is of no use any more.
 	alive() bool
 	close()
@@ -78,6 +80,9 @@ func (r *Remote) run(ctx context.Context) {
 			asked = ""
 			if s, err = r.dial(ctx); err != nil {
 				s = nil
+			} else if text, hint := s.warning(); text != "" && !r.warned {
+				r.warned = true
+				r.tell("warning", text, hint)
 			}
 		}
 		held, sent := time.Duration(0), false

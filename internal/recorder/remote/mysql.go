@@ -28,6 +28,7 @@ type mariadb struct {
 	table  string // quoted
 	second string
 	plan   *plan
+	engine string // of the table of rows, when it has no transactions
 	broken bool
 }
 
@@ -193,6 +194,9 @@ func (m *mariadb) prepare(ctx context.Context, name string, zone *time.Location)
 			if m.plan, err = newPlan(name, there, zone); err != nil {
 				return err
 			}
+			if err := m.lookAtEngine(ctx, name); err != nil {
+				return err
+			}
 			return checkBatches(name, batches)
 		}
 		if round > 0 {
@@ -207,6 +211,24 @@ func (m *mariadb) prepare(ctx context.Context, name string, zone *time.Location)
 				return &createError{q, err}
 			}
 		}
+	}
+	return nil
+}
+
+// lookAtEngine finds out whether the table of rows has transactions.
+func (m *mariadb) lookAtEngine(ctx context.Context, name string) error {
+	q, args := "table_schema = database() AND table_name = ?", []any{name}
+	if s, rest, ok := strings.Cut(name, "."); ok {
+		q, args = "table_schema = ? AND table_name = ?", []any{s, rest}
+	}
+	var engine sql.NullString // NULL for a view
+	err := m.conn.QueryRowContext(ctx, "SELECT engine FROM information_schema.tables WHERE "+q, args...).Scan(&engine)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	m.engine = ""
+	if slices.Contains([]string{"MyISAM", "Aria", "MEMORY", "ARCHIVE", "CSV", "MRG_MyISAM"}, engine.String) {
+		m.engine = engine.String
 	}
 	return nil
 }
@@ -379,6 +401,13 @@ func (m *mariadb) rows(ctx context.Context, tx *sql.Tx, d *delivery) error {
 }
 
 func (m *mariadb) cut() map[string]uint64 { return m.plan.cut }
+
+func (m *mariadb) warning() (text, hint string) {
+	if m.engine == "" {
+		return "", ""
+	}
+	return fmt.Sprintf("the SQL server's table %s is of the engine %s, which has no transactions: after a failure in the middle of a batch some rows may be there twice", m.table, m.engine), "ALTER TABLE … ENGINE=InnoDB"
+}
 
 func (m *mariadb) alive() bool { return !m.broken }
 

@@ -323,6 +323,8 @@ func (p *postgres) insertRows(ctx context.Context, d *delivery) error {
 
 func (p *postgres) cut() map[string]uint64 { return p.plan.cut }
 
+func (p *postgres) warning() (text, hint string) { return "", "" }
+
 func (p *postgres) alive() bool { return !p.conn.IsClosed() }
 
 func (p *postgres) close() {

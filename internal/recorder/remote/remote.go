@@ -95,6 +95,7 @@ type Remote struct {
 	cancel context.CancelFunc
 	leave  chan struct{} // closed when Close begins
 	there  place         // of the last errThere; the goroutine's
+	warned bool          // of the tables; the goroutine's
 	lost   string        // chain whose loss was told; the goroutine's
 	done   chan struct{} // closed when the goroutine has ended
 
