@@ -237,7 +237,14 @@ func (s *SQLite) shrink(ctx context.Context, _ int64) (bool, error) {
 		s.care.vacuum = false
 		return false, nil
 	}
-	_, err := s.numbers(ctx, fmt.Sprintf("PRAGMA incremental_vacuum(%d)", shrinkPages))
+	// Every step of the statement gives one page back; it has rows without columns.
+	rows, err := s.conn.QueryContext(ctx, fmt.Sprintf("PRAGMA incremental_vacuum(%d)", shrinkPages))
+	if err != nil {
+		return false, err
+	}
+	for rows.Next() {
+	}
+	err = errors.Join(rows.Err(), rows.Close())
 	return err == nil, err
 }
 

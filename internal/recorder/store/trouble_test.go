@@ -218,3 +218,75 @@ func TestTwoWriters(t *testing.T) {
 		t.Errorf("%d rows (want %d), %d bytes, %d in sums", rows, 2*rounds*50, sent, rolled)
 	}
 }
+
+// TestSizeLimit: a database that is larger than it may be loses its oldest rows first, keeps their sums, then loses its oldest days; the file
+// shrinks, the present day stays, and the user is told once.
+func TestSizeLimit(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "snitch.db")
+	var told []string
+	s, err := OpenSQLite(t.Context(), path, time.Second, func(text, _ string) { told = append(told, text) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	const days = 10
+	last := 0
+	for day := range days {
+		for hour := range 24 {
+			last = (day*24 + hour) * 360
+			if err := s.Write(t.Context(), window(last, 200)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	now := int64(last)*10 + 10
+	care := func() {
+		t.Helper()
+		for n := 0; ; n++ {
+			if n > 10_000 {
+				t.Fatal("no end")
+			}
+			s.care.idle = 0
+			more, err := s.Care(t.Context(), now, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !more {
+				return
+			}
+		}
+	}
+	care()
+	pages := func() (pages, free int64) {
+		if err := s.conn.QueryRowContext(t.Context(), "SELECT page_count, freelist_count FROM pragma_page_count, pragma_freelist_count").Scan(&pages, &free); err != nil {
+			t.Fatal(err)
+		}
+		return pages, free
+	}
+	size, _ := pages()
+	rows, sent, rolled := sums(t, path)
+	if rows != days*24*200 || rolled != sent || len(told) != 0 {
+		t.Fatalf("%d rows, %d and %d bytes, told %q", rows, sent, rolled, told)
+	}
+	limit := size * 6 / 10
+	s.SetKeep(Keep{Bytes: limit * 4096})
+	care()
+	after, free := pages()
+	if after-free > limit || after > limit*11/10+2*shrinkPages {
+		t.Errorf("%d pages, %d of them free; %d are allowed", after, free, limit)
+	}
+	left, _, rolled := sums(t, path)
+	if left >= rows || left < 24*200 || rolled != sent || len(told) != 1 || !strings.Contains(told[0], "DB size limit") {
+		t.Errorf("%d rows of %d are left, sums of %d bytes (want %d), told %q", left, rows, rolled, sent, told)
+	}
+	// So small that the sums have to go, too: only the present day is left.
+	s.SetKeep(Keep{Bytes: 4096})
+	care()
+	left, _, rolled = sums(t, path)
+	if left != 24*200 || rolled != left*10 {
+		t.Errorf("%d rows and %d bytes are left, want those of a day", left, rolled)
+	}
+	if smaller, _ := pages(); smaller >= after {
+		t.Errorf("%d pages, %d before", smaller, after)
+	}
+}
