@@ -373,3 +373,31 @@ func hidden(t *testing.T, p Place, h *house, secret string) {
 		look("status", data)
 	}
 }
+
+// TestUpgradeOf500: a distribution's upgrade is one notice, or two.
+func TestUpgradeOf500(t *testing.T) {
+	p := desktopWorld(t)
+	bus := login(t, p, nobodyID, nobodyID)
+	dunst := desktop.Dunst(t, bus, desktop.StartScreen(t))
+	h := settle(t, p, "{"+atOnce+"}")
+	until(t, "the session", h.here(nobodyID))
+	for n := range 500 {
+		h.program(t, n, fmt.Sprintf("/opt/p%d", n))
+	}
+	until(t, "the new ones", func() bool { return dunst.Count(t) > 0 })
+	time.Sleep(3 * time.Second)
+	before := dunst.Count(t)
+	if before > 2 {
+		t.Errorf("500 new programs are %d notices", before)
+	}
+	for n := range 500 {
+		h.program(t, 1000+n, fmt.Sprintf("/opt/p%d", n))
+	}
+	until(t, "the changed ones", func() bool { return dunst.Count(t) > before })
+	time.Sleep(7 * time.Second)
+	if n := dunst.Count(t) - before; n > 2 {
+		t.Errorf("500 changed programs are %d notices", n)
+	} else {
+		t.Logf("500 new programs were %d notices, 500 changed ones %d", before, n)
+	}
+}

@@ -50,8 +50,8 @@ type userSession struct {
 	uid, gid uint32
 	home     string
 	name     string
-	cmd      *exec.Cmd
-	end      *os.File // the recorder's end, kept for the next recorder; guarded by sessions.mu
+	cmd      *exec.Cmd // nil: none runs; set with sessions.mu held
+	end      *os.File  // the recorder's end, kept for the next recorder; guarded by sessions.mu
 	ended    chan struct{}
 	words    *tail
 	started  time.Time
@@ -155,7 +155,6 @@ func (s *sessions) tend(d *userSession, now time.Time) {
 			Level: "warning", Text: fmt.Sprintf("the session process of uid %d (pid %d) ended: %s", d.uid, d.cmd.Process.Pid, d.cmd.ProcessState),
 			Hint: event.Text([]byte(d.words.last())) + "; it is started again: meanwhile nothing is shown on that user's desktop, exe.log has everything",
 		})
-		d.cmd = nil
 		s.drop(d)
 	}
 	if now.Before(d.next) {
@@ -192,14 +191,14 @@ func (s *sessions) start(d *userSession, now time.Time) error {
 		ours.Close()
 		return err
 	}
-	d.cmd, d.started, d.ended = cmd, now, make(chan struct{})
-	go func(ended chan struct{}) {
+	ended := make(chan struct{})
+	go func() {
 		defer close(ended)
 		cmd.Wait() // how it ended is in ProcessState
-	}(d.ended)
+	}()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d.end = ours
+	d.cmd, d.started, d.ended, d.end = cmd, now, ended, ours
 	s.pass(d)
 	return nil
 }
@@ -208,6 +207,7 @@ func (s *sessions) start(d *userSession, now time.Time) error {
 func (s *sessions) drop(d *userSession) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	d.cmd = nil
 	if d.end != nil {
 		d.end.Close()
 		d.end = nil
