@@ -99,6 +99,10 @@ func printStatus(w io.Writer, s recorder.Status) {
 		none = false
 		line("lost", "%d lines that the recorder did not understand, %d flows without a program", s.BadLines, s.UnknownFlows)
 	}
+	if s.Unread > 0 {
+		none = false
+		line("lost", "%d hashes of executables that only their users can read (see error.log)", s.Unread)
+	}
 	if none {
 		line("lost", "nothing")
 	}

@@ -303,6 +303,39 @@ func TestFUSE(t *testing.T) {
 	}
 }
 
+// TestFUSEWithoutSession: a program whose user has no session process gets no hash; that is told, counted, and in its row.
+func TestFUSEWithoutSession(t *testing.T) {
+	p := world(t)
+	h := settle(t, p)
+	file := event.FileID{Device: 7, Inode: 2, Ctime: 1000e9, Size: 5}
+	id := event.ProcessID{PID: 1, Start: 1, Exec: 1}
+	now := time.Now().UnixNano()
+	send(t, h.link, &event.Event{At: now, Process: &event.Process{ID: id, Path: "/mnt/app", Name: "app", UID: 4, File: file, Source: event.SourceExec}})
+	send(t, h.link, &event.Event{At: now, Executable: &event.Executable{File: file, Path: "/mnt/app", Reason: event.ReasonFUSE}})
+	send(t, h.link, &event.Event{At: now, Flow: &event.Flow{Process: id, UID: 4, Family: "inet", Protocol: "tcp", Layer: event.LayerPayload, Sent: 1}})
+	h.tick(t)
+	until(t, "the batch", func() bool { return h.status(t).Batch == h.batch })
+	if n := h.status(t).Unread; n != 0 {
+		t.Errorf("given up at once: %d", n)
+	}
+	for _, at := range []int64{now + 11e9, now + 30e9} {
+		h.batch++
+		send(t, h.link, &event.Event{At: at, Ledger: &event.Ledger{Batch: h.batch}})
+	}
+	until(t, "word of it", func() bool {
+		log, _ := os.ReadFile(filepath.Join(p.Dir, "error.log"))
+		return strings.Contains(string(log), "/mnt/app was not hashed: "+event.ReasonFUSE)
+	})
+	if n := h.status(t).Unread; n != 1 {
+		t.Errorf("%d counted, want 1", n)
+	}
+	h.link.Close()
+	out, err := exec.Command("sqlite3", "-readonly", filepath.Join(p.Dir, "snitch.db"), "SELECT sha256, reason FROM executables WHERE path = '/mnt/app'").CombinedOutput()
+	if err != nil || strings.TrimSpace(string(out)) != "|"+event.ReasonFUSE {
+		t.Errorf("row %q, %v", out, err)
+	}
+}
+
 func startTicks(t *testing.T, pid int) uint64 {
 	t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

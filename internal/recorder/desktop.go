@@ -4,19 +4,26 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 
 	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/desk"
+	"github.com/picosnitch/picosnitch/internal/recorder/flow"
 	"github.com/picosnitch/picosnitch/internal/recorder/journal"
 )
 
-// maxUnread bounds the executables that wait for a session process that can read them.
-const maxUnread = 256
+const (
+	maxUnread  = 256         // executables that wait for a session process that can read them
+	unreadWait = 10 * second // for which a row waits for its hash, and what is told with it
+)
 
 // unread is an executable that only its user can read.
 type unread struct {
 	event.Executable
+	since int64  // ns since 1970
+	uid   uint32 // who was asked
 	asked bool
+	told  bool // that it could not be hashed
 }
 
 // openDesk lets the session processes of the desktop users in.
@@ -44,20 +51,44 @@ func (r *recorder) openDesk() {
 	}
 }
 
-// wantHash notes an executable that root may not read, so that the session process of the user who runs it is asked.
-func (r *recorder) wantHash(e *event.Executable) {
-	if r.desk == nil || e.SHA256 != "" || e.Reason != event.ReasonFUSE {
-		return
+// wantHash keeps back an executable that root may not read, so that the session process of the user who runs it is asked first. It
+// reports whether it did.
+func (r *recorder) wantHash(e *event.Executable) bool {
+	if e.SHA256 != "" || e.Reason != event.ReasonFUSE {
+		return false
+	}
+	if r.desk == nil {
+		r.unhashed(e)
+		return false
 	}
 	for i := range r.unread {
 		if r.unread[i].File == e.File {
-			return
+			return !r.unread[i].told
 		}
 	}
 	if len(r.unread) == maxUnread {
-		r.unread = r.unread[1:] // the reason stays in its row
+		r.giveUp(&r.unread[0])
+		r.unread = r.unread[1:]
 	}
-	r.unread = append(r.unread, unread{Executable: *e})
+	r.unread = append(r.unread, unread{Executable: *e, since: r.at})
+	return true
+}
+
+// unhashed tells that an executable has no hash.
+func (r *recorder) unhashed(e *event.Executable) {
+	r.now.Unread++
+	if r.tell.allow("unread", r.at, maxNotices) {
+		r.notice("warning", fmt.Sprintf("%s was not hashed: %s", flow.PrintablePath(e.Path), flow.PrintableReason(e.Reason)), "its user must be logged in, and allowed to read the log, while the program runs")
+	}
+}
+
+// giveUp lets an executable be without a hash: what waits for it goes on.
+func (r *recorder) giveUp(u *unread) {
+	if !u.told {
+		u.told = true
+		r.unhashed(&u.Executable)
+		r.takeExecutable(&u.Executable)
+	}
 }
 
 // askSessions asks for what is not known yet, and takes what the sessions answered.
@@ -72,14 +103,23 @@ func (r *recorder) askSessions() {
 		}
 		r.takeHash(n)
 	}
+	if len(r.unread) == 0 {
+		return
+	}
+	here := r.desk.Sessions()
 	rest := r.unread[:0]
 	for _, u := range r.unread {
-		if !u.asked {
-			id, uid, running := r.processes.Runs(u.File)
-			if !running {
-				continue // nobody is left through whom it could be read
-			}
-			u.asked = r.desk.Hash(uid, id, u.Path, u.File)
+		id, uid, running := r.processes.Runs(u.File)
+		switch {
+		case u.asked && slices.Contains(here, u.uid):
+		case !running: // nobody is left through whom it could be read
+			r.giveUp(&u)
+			continue
+		default:
+			u.uid, u.asked = uid, r.desk.Hash(uid, id, u.Path, u.File)
+		}
+		if !u.asked && r.at-u.since > unreadWait {
+			r.giveUp(&u) // but it is asked for when its user logs in
 		}
 		rest = append(rest, u)
 	}
@@ -88,20 +128,27 @@ func (r *recorder) askSessions() {
 
 // takeHash takes a hash for what it is: the word of a user about a file that only the user can read.
 func (r *recorder) takeHash(n desk.News) {
-	for i := range r.unread {
-		u := &r.unread[i]
-		if u.File != n.File || !u.asked {
-			continue
-		}
-		e := u.Executable
-		r.unread = append(r.unread[:i], r.unread[i+1:]...)
-		e.SHA256, e.Reason = n.SHA256, fmt.Sprintf("by the word of uid %d, who alone can read the file", n.UID)
-		if n.SHA256 == "" {
-			e.Reason = fmt.Sprintf("%s; asked as uid %d: %s", event.ReasonFUSE, n.UID, n.Reason)
-		}
-		r.takeExecutable(&e)
+	i := slices.IndexFunc(r.unread, func(u unread) bool { return u.File == n.File && u.asked })
+	if i < 0 {
 		return
 	}
+	u := r.unread[i]
+	r.unread = slices.Delete(r.unread, i, i+1)
+	if n.SHA256 == "" {
+		u.Reason = fmt.Sprintf("%s; asked as uid %d: %s", event.ReasonFUSE, n.UID, n.Reason)
+		r.giveUp(&u)
+		return
+	}
+	u.SHA256, u.Reason = n.SHA256, fmt.Sprintf("by the word of uid %d, who alone can read the file", n.UID)
+	r.takeExecutable(&u.Executable)
+}
+
+// forgetUnread gives up what still waits at the end.
+func (r *recorder) forgetUnread() {
+	for i := range r.unread {
+		r.giveUp(&r.unread[i])
+	}
+	r.unread = nil
 }
 
 // Mute is what a user muted on the desktop.

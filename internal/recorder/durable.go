@@ -134,6 +134,7 @@ func (r *recorder) finish() bool {
 // close writes the last window and closes everything.
 func (r *recorder) close() error {
 	var err error
+	r.forgetUnread()
 	r.closeWindow()
 	if !r.finish() {
 		for _, q := range r.queues {

@@ -271,8 +271,9 @@ func (r *recorder) take(ev *event.Event, line []byte) {
 	case ev.Exit != nil:
 		r.processes.End(ev.Exit.ID)
 	case ev.Executable != nil:
-		r.takeExecutable(ev.Executable)
-		r.wantHash(ev.Executable)
+		if !r.wantHash(ev.Executable) {
+			r.takeExecutable(ev.Executable)
+		}
 	case ev.Modified != nil:
 		r.takeModified(ev.Modified)
 	case ev.Flow != nil:

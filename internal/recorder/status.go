@@ -54,6 +54,7 @@ type Status struct {
 	UnknownFlows  uint64      `json:"unknown_flows"`           // flow lines whose process the stream did not describe
 	Shortened     uint64      `json:"shortened"`               // command lines cut because all of them were too long together
 	Forgotten     uint64      `json:"forgotten"`               // process images dropped because there were too many at once
+	Unread        uint64      `json:"unread"`                  // executables that only their user can read, and that were not hashed
 
 	Sinks    []SinkStatus   `json:"sinks"`
 	Remote   *remote.Status `json:"remote,omitempty"` // the SQL server; nil: none

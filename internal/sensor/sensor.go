@@ -419,7 +419,8 @@ func (l *loop) executable(x event.Executable) {
 	if x.SHA256 == "" && l.stream.digested(x.File) {
 		return // another process with the same file had more luck
 	}
-	if x.SHA256 == "" && x.Reason != digest.ReasonKernel {
+	// What its user alone can read is for the recorder to have hashed, and to tell of when it was not.
+	if x.SHA256 == "" && x.Reason != digest.ReasonKernel && x.Reason != digest.ReasonFUSE {
 		l.tally.undigested++
 		l.notice("warning", fmt.Sprintf("%s was not hashed: %s", orUnknown(x.Path), x.Reason), "")
 	}

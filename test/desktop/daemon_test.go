@@ -123,7 +123,7 @@ func TestDaemon(t *testing.T) {
 	Until(t, "the notice", func() bool {
 		all = dunst.History(t)
 		for _, n := range all {
-			if strings.Contains(n.Body, prog) {
+			if strings.Contains(n.Body, prog) && strings.Contains(n.Body, "sha256 "+hex.EncodeToString(want[:8])) {
 				return true
 			}
 		}
