@@ -75,6 +75,10 @@ generate: ## make the BPF objects again (needs clang, llvm and libbpf-dev)
 	test/deps.sh clang llvm libbpf-dev
 	$(GO) generate ./internal/sensor/kernel
 
+.PHONY: verifier
+verifier: ## count again what this kernel's verifier looks at, and print what changed
+	$(SUDO) env PATH="$(PATH)" $(GO) test -count=1 -v -run TestVerifierBudget ./internal/sensor/kernel | $(GO) run ./test/verifier
+
 .PHONY: drift
 drift: generate ## fail if the committed BPF objects are not what the sources give
 	git diff --exit-code -- internal/sensor/kernel

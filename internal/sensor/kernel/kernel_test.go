@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -162,7 +163,21 @@ func hotSocket(t *testing.T) func(int) (sent, received uint64) {
 }
 
 // underFire drains without pause while the workers are at it, and compares.
+//
+// On kernels whose hooks can be preempted the kernel skips runs of them (docs/design/0001): there a difference must be told.
 func underFire(t *testing.T, set string, workers int, traffic func(worker int) (sent, received uint64)) {
+	fire(t, set, workers, 3*time.Second, 0, traffic)
+}
+
+// TestPace drains once a second, as the sensor does, while more threads than CPUs are busy: what a kernel skips then is
+// what its users lose. It prints the ratios by which sets are chosen.
+func TestPace(t *testing.T) {
+	eachSet(t, func(t *testing.T, set string) {
+		fire(t, set, 2*runtime.NumCPU(), 4*time.Second, time.Second, func(worker int) (sent, received uint64) { return exchange(t, worker, 200) })
+	})
+}
+
+func fire(t *testing.T, set string, workers int, length, pause time.Duration, traffic func(worker int) (sent, received uint64)) {
 	h := load(t, Options{HookSet: set, Bandwidth: true})
 	var sent, received atomic.Uint64
 	stop := make(chan struct{})
@@ -183,7 +198,8 @@ func underFire(t *testing.T, set string, workers int, traffic func(worker int) (
 	}
 	var got totals
 	c := newCollector()
-	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(length); time.Now().Before(end); {
+		time.Sleep(pause)
 		if err := h.Drain(c, got.add); err != nil {
 			t.Error(err)
 		}
@@ -199,11 +215,21 @@ func underFire(t *testing.T, set string, workers int, traffic func(worker int) (
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (event.Bytes{Sent: sent.Load(), Received: received.Load()}); got.bytes != want {
+	want := event.Bytes{Sent: sent.Load(), Received: received.Load()}
+	skipped := tally.Losses[event.LostSkipped]
+	if pause > 0 {
+		t.Logf("%s: %d bytes, sent lacks %.6f, received lacks %.6f, %d runs skipped", set, want.Sent+want.Received,
+			1-float64(got.bytes.Sent)/float64(want.Sent), 1-float64(got.bytes.Received)/float64(want.Received), skipped)
+	}
+	short := got.bytes.Sent <= want.Sent && got.bytes.Received <= want.Received
+	if got.bytes != want && (skipped == 0 || !short) {
 		t.Errorf("drained %+v, moved %+v, ledger %+v", got.bytes, want, tally)
 	}
+	if got.bytes != want && pause == 0 {
+		t.Logf("told: drained %+v, moved %+v, %d runs skipped", got.bytes, want, skipped)
+	}
 	// A drain that swaps tables waits for all running programs (synchronize_rcu): some 20 ms each time, and 100 under emulation.
-	if got.flows < 10 {
+	if got.flows < 10 && pause == 0 {
 		t.Errorf("only %d flows: the test did not drain while traffic ran", got.flows)
 	}
 	if tally.Seen.Sent < got.bytes.Sent || tally.Seen.Received < got.bytes.Received || tally.Lost != (event.Bytes{}) {

@@ -21,6 +21,8 @@ type Options struct {
 	Bandwidth bool   // false: connections only, no hook that is only for bytes
 	RingPages int    // size of each ring buffer in pages, a power of two; 0 is 64
 	Plain     bool   // do without bpf_loop(), as kernels before 5.17 have to; for tests
+
+	logLevel ebpf.LogLevel // for tests: what the verifier has to say
 }
 
 // Refused is a hook set that was not taken. The reason begins with its name.
@@ -250,7 +252,7 @@ func (h *Hooks) attachDrains() {
 
 // newCollection loads all programs; when the kernel refuses an optional one, the rest without it.
 func (h *Hooks) newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
-	options := ebpf.CollectionOptions{}
+	options := ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: h.options.logLevel}}
 	// Where these are modules, their types are in the modules' BTF. Without them files have the numbers of the overlay, and
 	// on btrfs a device that is not stat's.
 	for _, name := range []string{"btrfs", "overlay"} {
