@@ -68,7 +68,7 @@ func run(ctx context.Context, rows int, dir string) error {
 		return err
 	}
 	if failed+slow+wrong > 0 {
-		return fmt.Errorf("%d limits are not kept: see the lines with !", failed+slow+wrong)
+		return fmt.Errorf("%d limits are not kept: see the marks in the lines above", failed+slow+wrong)
 	}
 	fmt.Println("\nall limits are kept")
 	return nil
