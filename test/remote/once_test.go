@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/picosnitch/picosnitch/internal/recorder/remote"
 	"github.com/picosnitch/picosnitch/test/windows"
 )
 
@@ -165,6 +166,11 @@ func TestLostCommit(t *testing.T) {
 			p.hold = hold
 			s := g.settings()
 			s.Params["port"] = strconv.Itoa(p.Addr().(*net.TCPAddr).Port)
+			if g.dialect == remote.Postgres { // the proxy has to see a commit
+				s.Params["sslmode"] = "disable"
+			} else {
+				s.Params["ssl_disabled"] = "true"
+			}
 			s.Table = fmt.Sprintf("connections%d", hold/time.Second)
 			r := start(t, s, spoolDir(t))
 			m := windows.New(windows.Shape{Programs: 20, Names: 50, Addresses: 100})

@@ -335,15 +335,14 @@ func (p *postgres) close() {
 
 // copyReader gives a delivery in COPY's text format, row by row.
 type copyReader struct {
-	plan     *plan
-	d        *delivery
-	window   int
-	record   int
-	part     uint64
-	buffer   []byte
-	given    int
-	scratch  []byte
-	finished bool
+	plan    *plan
+	d       *delivery
+	window  int
+	record  int
+	part    uint64
+	buffer  []byte
+	given   int
+	scratch []byte
 }
 
 // Read implements io.Reader.
