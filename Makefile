@@ -60,6 +60,11 @@ bench-remote: ## measure the copy off the machine: rate, sizes and memory, again
 	test/deps.sh postgresql
 	$(GO) run ./test/bench/remote
 
+.PHONY: bench-identity
+bench-identity: ## measure how programs are hashed: 2,000 short-lived ones, 100,000 distinct ones, 1 GB, and 60 s of races
+	$(SUDO) env PATH="$(PATH)" $(GO) test ./internal/sensor ./internal/sensor/digest -run '^$$' -bench 'Identity|HashSpeed' -benchtime 1x -timeout 20m
+	$(SUDO) env PATH="$(PATH)" PICOSNITCH_RACE_TIME=60s $(GO) test ./internal/sensor -run TestRaces -count=1 -v
+
 .PHONY: lint
 lint: ## go vet, staticcheck, gofumpt
 	$(GO) vet ./...
