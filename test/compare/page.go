@@ -118,6 +118,9 @@ n/a: this kernel does not offer the protocol. The bpftrace script, complete:
 `+"```"+`
 %s`+"```"+`
 
+nethogs finds the program of a connection by looking into /proc when it meets its packets; here the traffic of a connection is over in a
+fraction of a second, on a machine that was busy with other work, and most stayed "unknown" to it. With flows of many seconds it names more.
+
 Not measured here: the Python tools of BCC need kernel headers and a compiler on the machine; tools that are not in Debian.
 `, script)
 }

@@ -114,7 +114,10 @@ func (r *Result) run(ctx context.Context, o options, l *lab.Lab, p programs, k l
 			r.problem("keep: %v", e)
 		}
 	}
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		r.problem("interrupted")
+	case err != nil:
 		r.problem("%v", err)
 	}
 	for _, s := range steps {
@@ -180,6 +183,9 @@ func (r *Result) read(o options, got lab.Result, p programs) {
 	var report page.Report
 	if err := json.Unmarshal(got.Files["coverage.json"], &report); err != nil {
 		r.problem("coverage: %s", oneLine(cmp.Or(got.Outcomes["coverage"].Output, "did not run")))
+	}
+	if report.Rows == nil && len(got.Files["coverage.json"]) > 0 {
+		r.problem("coverage: no scenario was played: %s", oneLine(got.Outcomes["coverage"].Output))
 	}
 	for _, m := range report.Machines {
 		r.PSS, r.HookSet = m.PSS, m.HookSet
