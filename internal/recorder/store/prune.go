@@ -142,7 +142,7 @@ func (s *SQLite) pruneHour(ctx context.Context, h *span, windows string, finish 
 	if err != nil {
 		return false, err
 	}
-	last, err := s.numbers(ctx, "SELECT max(id) FROM windows HAVING max(id) IS NOT NULL")
+	last, err := s.numbers(ctx, "SELECT id FROM windows ORDER BY id DESC LIMIT 1")
 	if err != nil {
 		return false, err
 	}
