@@ -159,7 +159,7 @@ type Process struct {
 	Cgroup  uint64    `json:"cgroup,omitempty"`  // cgroup v2 id
 	Place   *Place    `json:"place,omitempty"`   // where it ran at exec; nil: in no group, or not known. Shared: never changed
 	Cwd     string    `json:"cwd,omitempty"`     // working directory at exec, as its own root sees it; "": outside of it, or not known
-	Apart   bool      `json:"apart,omitempty"`   // its root or its mounts are not the sensor's: Path may be another file there
+	Apart   bool      `json:"apart,omitempty"`   // its root or its mounts are neither the sensor's nor init's: Path may be another file there
 	MountNS uint32    `json:"mnt_ns,omitempty"`  // inode number of the mount namespace
 	Kernel  bool      `json:"kernel,omitempty"`  // a kernel thread
 	Source  string    `json:"source"`

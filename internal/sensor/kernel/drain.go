@@ -87,7 +87,7 @@ func (h *Hooks) Processes(to Handler) (int, error) {
 }
 
 // Found hands all processes that run now to the callback, kernel threads included, without their arguments. It must be called
-// before Processes, because only it learns what the sensor itself sees as its root.
+// before Processes, because only it learns what the sensor and init take for the root.
 func (h *Hooks) Found(to func(event.Process)) error {
 	var reports [][]byte
 	err := h.iterate("find_processes", func(b []byte) (int, error) {
@@ -96,8 +96,13 @@ func (h *Hooks) Found(to func(event.Process)) error {
 			return n, err
 		}
 		reports = append(reports, bytes.Clone(b[:n]))
-		if r, err := view[bpfExecReport](b); err == nil && int(r.Process.Pid) == os.Getpid() {
-			h.surroundings.own = rootOf(&r)
+		if r, err := view[bpfExecReport](b); err == nil {
+			switch int(r.Process.Pid) {
+			case os.Getpid():
+				h.surroundings.own = rootOf(&r)
+			case 1:
+				h.surroundings.init = rootOf(&r)
+			}
 		}
 		return n, nil
 	})

@@ -11,7 +11,9 @@ import (
 // surroundings are what exec reports are compared with, and what they have in common.
 type surroundings struct {
 	places map[string]*event.Place // by the names of both groups as the kernel tells them
-	own    root                    // of the sensor; zero: not known yet
+	// own and init are what the sensor and init take for the root; zero: not known, and nobody's. A hardened service has mounts of its
+	// own (ProtectSystem=), over the same root.
+	own, init root
 }
 
 // root is what a process takes for "/".
@@ -23,9 +25,11 @@ type root struct {
 
 func rootOf(r *bpfExecReport) root { return root{r.RootDevice, r.RootInode, r.MountNs} }
 
-// apart reports whether a process sees other files than the sensor.
+// apart reports whether a process sees other files than the sensor does.
 func (s *surroundings) apart(r *bpfExecReport) bool {
-	return r.Flags&flagKernel == 0 && s.own != root{} && rootOf(r) != s.own
+	at := rootOf(r)
+	same := at == s.own || at == s.init && at.device == s.own.device && at.inode == s.own.inode
+	return r.Flags&flagKernel == 0 && !same
 }
 
 // placesMax bounds the places that are shared: a machine that starts containers all day has had many.

@@ -45,8 +45,8 @@ type Question struct {
 	Meaning Meaning
 	// Folder is the working directory at exec as the process's root saw it, safe text; "" if not known.
 	Folder string
-	// Ours is true when the process saw our own root: its scripts can be found when it has ended, too.
-	Ours bool
+	// Machine is true when the process saw the files that we see: its scripts can be found when it has ended, too.
+	Machine bool
 }
 
 // File is the answer.
@@ -60,7 +60,7 @@ type File struct {
 // Finder looks for scripts.
 type Finder struct {
 	Proc string // where proc is mounted
-	Root string // our own root
+	Root string // the machine's root
 }
 
 // tick is the unit of the start time in /proc/PID/stat.
@@ -147,7 +147,7 @@ func (f Finder) open(q Question, name string) (int, string) {
 	root := -1
 	var err error
 	switch {
-	case q.Ours:
+	case q.Machine:
 		root, err = unix.Open(f.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	case alive:
 		root, err = unix.Openat(dir, "root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

@@ -83,7 +83,7 @@ func TestFind(t *testing.T) {
 		"started long ago":         {"/srv/a.py", "", 0, nil, "a", ""},
 	} {
 		got := Finder{Proc: "/nowhere", Root: root}.Find(Question{
-			Started: c.started, Folder: c.folder, Ours: true, Meaning: Meaning{Kind: event.ScriptArgument, Name: c.script, Suffixes: c.suffixes},
+			Started: c.started, Folder: c.folder, Machine: true, Meaning: Meaning{Kind: event.ScriptArgument, Name: c.script, Suffixes: c.suffixes},
 		})
 		if got.Reason != c.reason || (got.FD >= 0) != (c.reason == "") || got.ID.IsZero() != (c.reason != "") {
 			t.Errorf("%s: %+v, want reason %q", name, got, c.reason)
@@ -99,7 +99,7 @@ func TestFind(t *testing.T) {
 		}
 	}
 	if got := (Finder{Proc: "/nowhere", Root: root}).Find(Question{Meaning: Meaning{Name: "/srv/a.py"}}); got.Reason != ReasonEnded {
-		t.Errorf("a root that is not ours, of a process that ended: %+v", got)
+		t.Errorf("a root that is not the machine's, of a process that ended: %+v", got)
 	}
 }
 
