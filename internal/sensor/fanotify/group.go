@@ -145,8 +145,9 @@ func (w *Watch) Run(ctx context.Context) error {
 	var all sync.WaitGroup // of those that cannot hang
 	failed := make(chan error, kinds+1)
 	for _, g := range w.groups {
+		fd := g.fd // now: one that is not waited for may begin when Close has been here
 		run := func() {
-			if err := g.run(ctx, w, stop); err != nil {
+			if err := g.run(ctx, w, fd, stop); err != nil {
 				failed <- err
 			}
 		}
@@ -173,12 +174,12 @@ func (w *Watch) Run(ctx context.Context) error {
 	return err
 }
 
-func (g *group) run(ctx context.Context, w *Watch, stop int) error {
+func (g *group) run(ctx context.Context, w *Watch, fd, stop int) error {
 	// The sooner a file is watched after its exec, the less can have happened to it. The thread ends with this goroutine. Without
 	// the right to a better priority it works, too.
 	runtime.LockOSThread()
 	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), niceness)
-	poll := []unix.PollFd{{Fd: int32(g.fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}
 	for ctx.Err() == nil && !g.done.Load() {
 		if _, err := unix.Poll(poll, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("wait for fanotify: %w", err)
