@@ -68,6 +68,10 @@ func prepare(o ChildOptions) error {
 		args = append(args, "--live")
 	}
 	err = execveat(exe, args, os.Environ())
+	if errors.Is(err, unix.ENOENT) {
+		// Tomoyo looks the program up as /dev/fd/N (tomoyo_find_next_domain in Linux 5.10, where Debian has it on).
+		return fmt.Errorf("execute picosnitch as uid %d: %w: this kernel needs /dev/fd for it: ln -s /proc/self/fd /dev/fd", o.UID, err)
+	}
 	return fmt.Errorf("execute picosnitch as uid %d: %w: the file of the program must be executable for everybody (chmod 755)", o.UID, err)
 }
 

@@ -274,6 +274,9 @@ func (r *Result) tell(w io.Writer) {
 		}
 	}
 	for _, x := range r.Coverage {
+		if x.Result == page.Skipped {
+			fmt.Fprintf(w, "    known limit: %s: %s: %s\n", r.Release, x.ID, x.Reason)
+		}
 		if x.Result == page.Lacks {
 			fmt.Fprintf(w, "    skipped: %s: %s: this kernel lacks it: %s\n", r.Release, x.ID, x.Reason)
 		}

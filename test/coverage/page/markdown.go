@@ -77,6 +77,8 @@ rounded.
 			switch x.Result {
 			case Limited:
 				trials += ", limit"
+			case Skipped:
+				trials += ", skipped by the kernel, counted and told"
 			case Differs:
 				trials = "**" + trials + "**"
 			}
@@ -113,7 +115,7 @@ func Summary(rows []Row) string {
 	right, named := 0, 0
 	for _, x := range rows {
 		count[x.Result]++
-		if x.Result == Equal || x.Result == Limited || x.Result == Differs {
+		if x.Result == Equal || x.Result == Limited || x.Result == Skipped || x.Result == Differs {
 			if x.Peer != "n/a" {
 				named++
 			}
@@ -123,10 +125,10 @@ func Summary(rows []Row) string {
 		}
 	}
 	var parts []string
-	for _, k := range []string{Equal, Limited, Differs, Failed, Lacks} {
+	for _, k := range []string{Equal, Limited, Skipped, Differs, Failed, Lacks} {
 		if count[k] > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", count[k], map[string]string{
-				Equal: "equal", Limited: "a known limit", Differs: "**different**", Failed: "**failed to run**", Lacks: "not offered by any of these kernels",
+				Equal: "equal", Limited: "a known limit", Skipped: "skipped by the kernel, counted and told", Differs: "**different**", Failed: "**failed to run**", Lacks: "not offered by any of these kernels",
 			}[k]))
 		}
 	}
