@@ -28,9 +28,12 @@ func save(dir string, r Report) error {
 		}
 	}
 	for _, k := range old.Kernels {
-		// A run without faults does not take those of an earlier one away.
-		if i := slices.IndexFunc(r.Kernels, func(x *Result) bool { return x.Release == k.Release && len(x.Faults) == 0 }); i >= 0 {
+		// A run without faults, or without tests, does not take those of an earlier one away.
+		if i := slices.IndexFunc(r.Kernels, func(x *Result) bool { return x.Release == k.Release && x.Arch == k.Arch && len(x.Faults) == 0 }); i >= 0 {
 			r.Kernels[i].Faults = k.Faults
+		}
+		if i := slices.IndexFunc(r.Kernels, func(x *Result) bool { return x.Release == k.Release && x.Arch == k.Arch && len(x.Tests) == 0 }); i >= 0 {
+			r.Kernels[i].Tests = k.Tests
 		}
 		if !slices.ContainsFunc(r.Kernels, func(x *Result) bool { return x.Name == k.Name && x.Arch == k.Arch }) {
 			r.Kernels = append(r.Kernels, k)

@@ -65,9 +65,8 @@ type Hooks struct {
 // Load loads the best hook set that the kernel takes, or the one asked for, and attaches nothing.
 func Load(o Options) (*Hooks, error) {
 	// Kernels before 5.11 count maps against the limit of locked memory, which is 64 KiB for a service; later ones need nothing.
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("%w: raise the limit of locked memory (needs CAP_SYS_RESOURCE, or LimitMEMLOCK=infinity in the service): %w", ErrNoHookSet, err)
-	}
+	// Without CAP_BPF this fails, too, on any kernel: what the sets then say is told first.
+	memlock := rlimit.RemoveMemlock()
 	sets, why := []string{o.HookSet}, "asked for"
 	if o.HookSet == "" {
 		k, err := probe()
@@ -91,6 +90,9 @@ func Load(o Options) (*Hooks, error) {
 	}
 	if lockedDown() {
 		errs = slices.Insert(errs, 0, errors.New("the kernel is locked down for confidentiality, which forbids BPF to read its memory (boot with lockdown=integrity)"))
+	}
+	if memlock != nil {
+		return nil, fmt.Errorf("%w: %w; the limit of locked memory cannot be raised, which kernels before 5.11 need (CAP_SYS_RESOURCE, or LimitMEMLOCK=infinity in the service): %w", ErrNoHookSet, errors.Join(errs...), memlock)
 	}
 	return nil, fmt.Errorf("%w: %w", ErrNoHookSet, errors.Join(errs...))
 }

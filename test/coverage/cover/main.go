@@ -1,7 +1,7 @@
 // Command cover runs the coverage suite and writes docs/coverage.md and docs/coverage.json.
 //
 //	cover play -picosnitch P -generate G [-trials N] [-hooks SET] [-only REGEXP] [-out FILE]   on this machine, with programs that were built before
-//	cover guest -kernel 6.12 [-trials N] [-hooks SET] [-only REGEXP] [-v]                         builds all, plays in a guest only
+//	cover guest -kernel 6.12 [-trials N] [-hooks SET] [-only REGEXP] [-v] [-out FILE]                  builds all, plays in a guest only
 //	cover page [-trials N] [-guests 6.12,…] [-docs FOLDER]                                     builds all, plays here and, what this kernel lacks, in guests
 //	cover merge [-docs FOLDER] FILE…                                                           writes the page from what play wrote; the first file that has a scenario counts
 //

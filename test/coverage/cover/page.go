@@ -132,6 +132,7 @@ func guestCommand(args []string) int {
 	f.StringVar(&o.Hooks, "hooks", "", "hook set, the best if empty")
 	f.StringVar(&o.only, "only", "", "regular expression of the scenarios that are played")
 	f.BoolVar(&o.verbose, "v", false, "tell every difference")
+	out := f.String("out", "", "file for the results as JSON")
 	f.Parse(args)
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer cancel()
@@ -142,6 +143,9 @@ func guestCommand(args []string) int {
 	}
 	o.Picosnitch, o.Generate = built.Picosnitch, built.Generate
 	r, err := inGuest(ctx, b, o, *kernel)
+	if err == nil && *out != "" {
+		err = save(*out, r)
+	}
 	if err != nil {
 		return complain(err)
 	}
