@@ -326,6 +326,8 @@ func TestFUSEWithoutSession(t *testing.T) {
 		log, _ := os.ReadFile(filepath.Join(p.Dir, "error.log"))
 		return strings.Contains(string(log), "/mnt/app was not hashed: "+event.ReasonFUSE)
 	})
+	// The status follows the line in the log.
+	until(t, "the status", func() bool { return h.status(t).Batch == h.batch })
 	if n := h.status(t).Unread; n != 1 {
 		t.Errorf("%d counted, want 1", n)
 	}
