@@ -15,6 +15,8 @@ import (
 
 type line struct {
 	Action, Package, Test, Output, ImportPath string
+
+	Elapsed float64 // seconds
 }
 
 func main() {
@@ -59,7 +61,7 @@ func read(suite string, asRoot bool, skips *os.File) bool {
 			}
 		case "pass":
 			if l.Test == "" {
-				fmt.Println("ok  ", name)
+				fmt.Printf("ok   %s (%.0f s)\n", name, l.Elapsed)
 			}
 		case "fail", "build-fail":
 			failed = true
