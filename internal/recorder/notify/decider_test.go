@@ -227,7 +227,9 @@ func TestIgnore(t *testing.T) {
 		{Notice{SHA256: sum, Path: "/x", Kind: Suspicious}, true},
 		{Notice{Path: "/home/u/dev/a", Kind: Suspicious}, false},
 		{Notice{Path: "/home/u/dev/a", Kind: Loss}, false},
-		{Notice{Path: "/home/u/dev/a", Kind: Tampered}, true},
+		{Notice{Path: "/home/u/dev/a", Kind: Tampered}, false},
+		{Notice{Name: "make", Path: "/usr/bin/curl", Kind: Tampered}, false}, // a symlink to it gives it any name
+		{Notice{SHA256: sum, Path: "/x", Kind: Tampered}, true},
 		{Notice{Path: `/odd\\name`}, true},
 		{Notice{Path: "/[a-z]/x"}, true},
 		{Notice{Path: "/b/x"}, false},

@@ -42,7 +42,7 @@ type Form struct {
 	Plain   bool   // One is the whole title
 	Urgency Urgency
 	Mutable bool // the user may ask to hear no more of one program
-	Loud    bool // "Notify ignore" silences it only by hash
+	Loud    bool // "Notify ignore" silences it only by hash: whoever is behind it chooses names and paths
 	Always  bool // "Notify ignore" does not silence it
 	First   bool // part of the first minutes' digest
 	// Rest is for how long the same thing is not told again. What happens meanwhile is counted and told then.
@@ -63,7 +63,7 @@ func Kinds() []Form {
 		{Kind: Upgraded, One: "Changed by an upgrade", Many: "%d programs changed by upgrades", Where: "exe.log has them all", Urgency: Low, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Changed, One: "Program changed", Many: "%d programs changed", Where: "exe.log has them all", Urgency: Normal, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: ChangedScript, One: "Script changed", Many: "%d scripts changed", Where: "exe.log has them all", Urgency: Normal, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
-		{Kind: Tampered, One: "Program is not what its package ships", Many: "%d programs are not what their packages ship", Where: "exe.log has them all", Urgency: Critical, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
+		{Kind: Tampered, One: "Program is not what its package ships", Many: "%d programs are not what their packages ship", Where: "exe.log has them all", Urgency: Critical, Loud: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Modified, One: "Program modified in place", Many: "%d programs modified in place", Where: "exe.log has them all", Urgency: Normal, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Failure, One: "picosnitch needs attention", Many: "picosnitch needs attention: %d messages", Where: "see error.log", Plain: true, Urgency: Normal, Always: true, Rest: time.Hour, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Loss, One: "picosnitch lost something", Many: "picosnitch lost something, for %d reasons", Where: "see error.log", Plain: true, Urgency: Normal, Always: true, Rest: time.Hour, Calm: time.Minute, Quiet: 5 * time.Second},
