@@ -110,16 +110,16 @@ func (r *recorder) askSessions() {
 	rest := r.unread[:0]
 	for _, u := range r.unread {
 		id, uid, running := r.processes.Runs(u.File)
+		if r.at-u.since > unreadWait {
+			r.giveUp(&u) // also when the session process is there and does not answer; a hash that comes late still counts
+		}
 		switch {
-		case u.asked && slices.Contains(here, u.uid):
-		case !running: // nobody is left through whom it could be read
+		case !running && (u.told || !u.asked || !slices.Contains(here, u.uid)): // nobody is left through whom it could be read
 			r.giveUp(&u)
 			continue
+		case u.asked && slices.Contains(here, u.uid):
 		default:
 			u.uid, u.asked = uid, r.desk.Hash(uid, id, u.Path, u.File)
-		}
-		if !u.asked && r.at-u.since > unreadWait {
-			r.giveUp(&u) // but it is asked for when its user logs in
 		}
 		rest = append(rest, u)
 	}

@@ -22,6 +22,7 @@ import (
 const (
 	chunk    = 256 << 10
 	stall    = 30 * time.Second // without a byte, a file system is given up
+	longest  = 5 * time.Minute  // for a file: one that comes byte by byte does not keep the others waiting
 	maxStuck = 8                // readers that hang; with more, this process ends and a fresh one is started
 	maxSize  = 4 << 30          // bytes that are hashed
 
@@ -30,7 +31,10 @@ const (
 
 func uid() string { return strconv.Itoa(os.Getuid()) }
 
-var errStalled = errors.New("its file system does not answer")
+var (
+	errStalled = errors.New("its file system does not answer")
+	errSlow    = errors.New("its file system is too slow")
+)
 
 // hashes does the errands that need a file, one after the other.
 func (s *session) hashes(ctx context.Context) {
@@ -67,7 +71,7 @@ func (s *session) file(ctx context.Context, e fileErrand, stuck *atomic.Int32) {
 		case e.open:
 			r.file = f
 		default:
-			r.sum, r.err = sum(f, e.Size, &progress)
+			r.sum, r.err = sum(f, e.Size, &progress, longest)
 			f.Close()
 		}
 		answer <- r
@@ -189,8 +193,9 @@ func regular(dir int, path string, e *errand.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "executable"), nil
 }
 
-// sum hashes size bytes: more or less of them is a file that changed.
-func sum(f *os.File, size int64, progress *atomic.Int64) (string, error) {
+// sum hashes size bytes: more or less of them is a file that changed. It ends with the first read after the limit.
+func sum(f *os.File, size int64, progress *atomic.Int64, limit time.Duration) (string, error) {
+	start := time.Now()
 	h := sha256.New()
 	buf := make([]byte, chunk)
 	total := int64(0)
@@ -208,6 +213,8 @@ func sum(f *os.File, size int64, progress *atomic.Int64) (string, error) {
 			return "", errors.New("changed while it was read")
 		case err != nil:
 			return "", fmt.Errorf("could not be read: %w", err)
+		case time.Since(start) > limit:
+			return "", errSlow
 		}
 	}
 }
