@@ -152,6 +152,9 @@ func printNotices(line func(name, format string, a ...any), s recorder.Status) {
 		}
 		line("desktop", "%s", text)
 	}
+	if n := s.Notices.Uncompared; n > 0 {
+		line("not compared", "%d files in time with their packages: their notices say so; look at them with the package manager", n)
+	}
 	for _, w := range s.Ways {
 		if w.Dropped > 0 {
 			line("not delivered", "%d notices by %s; exe.log has everything", w.Dropped, w.Name)

@@ -51,6 +51,7 @@ type teller struct {
 	// The goroutine's own.
 	decider *notify.Decider
 	asking  []*untold // their origin is not known yet
+	late    []*untold // told without, and still to be asked about
 	asked   chan []origin.Query
 	answers chan []origin.Verdict
 	pending []*untold // what asked has
@@ -59,6 +60,7 @@ type teller struct {
 	changed bool      // the state, since it was kept
 	kept    time.Time
 	told    uint64
+	blind   uint64     // told without an answer
 	out     []outgoing // given out, not delivered yet
 	full    uint64     // of left, told
 	lastID  uint64
@@ -71,6 +73,8 @@ type untold struct {
 	n     notify.Notice
 	since time.Time
 	next  time.Time // not to be asked about before
+	// verdict is the last answer; nil: there is none.
+	verdict *origin.Verdict
 }
 
 // NoticeStatus tells how the notices do.
@@ -79,6 +83,8 @@ type NoticeStatus struct {
 	Waiting int    `json:"waiting"` // things that wait to be told, in groups
 	Ignored uint64 `json:"ignored"` // things left out by "Notify ignore"
 	Left    uint64 `json:"left"`    // things left out because there were too many at once
+	// Uncompared counts the things told before it was known whether their file is what its package ships.
+	Uncompared uint64 `json:"uncompared"`
 }
 
 func newTeller(k *known.Known, d *notify.Decider, ways []notify.Way, o Options, publish func(notify.Notice)) *teller {
@@ -200,6 +206,9 @@ func (t *teller) ask() {
 	for _, u := range t.asking {
 		if now.Sub(u.since) >= t.patience(now) {
 			t.add(u)
+			if u.verdict == nil && !slices.Contains(t.pending, u) && len(t.late) < maxUntold {
+				t.late = append(t.late, u)
+			}
 			continue
 		}
 		rest = append(rest, u)
@@ -210,6 +219,16 @@ func (t *teller) ask() {
 		queries = append(queries, origin.Query{Path: fileOf(&u.n), SHA256: u.n.SHA256})
 	}
 	t.asking = rest
+	if len(t.pending) == 0 {
+		t.late = slices.DeleteFunc(t.late, func(u *untold) bool {
+			if len(queries) >= maxQueries || now.Before(u.next) {
+				return false
+			}
+			sent = append(sent, u)
+			queries = append(queries, origin.Query{Path: fileOf(&u.n), SHA256: u.n.SHA256})
+			return true
+		})
+	}
 	if len(queries) == 0 {
 		return
 	}
@@ -231,20 +250,32 @@ func (t *teller) answer(verdicts []origin.Verdict) {
 	for i, u := range t.pending {
 		at := slices.Index(t.asking, u)
 		if at < 0 {
-			continue // it was told without
+			t.afterwards(u, verdicts[i])
+			continue
 		}
-		judge(&u.n, verdicts[i])
+		u.verdict = &verdicts[i]
 		if verdicts[i].Unsettled && now.Sub(u.since) < originBusy {
 			u.next = now.Add(originPace)
 			continue
 		}
 		t.asking = slices.Delete(t.asking, at, at+1)
-		if v := verdicts[i]; v.State == origin.Differs && u.n.SHA256 != "" {
-			t.known.Differs(fileOf(&u.n), u.n.SHA256, strings.TrimSpace(v.Package+" "+v.Version), u.n.At)
-		}
 		t.add(u)
 	}
 	t.pending = nil
+}
+
+// afterwards takes the answer about a thing in that was told before it came. An alarm is told nevertheless, as a thing of its own: whoever can
+// make the answer late could make it unheard else.
+func (t *teller) afterwards(u *untold, v origin.Verdict) {
+	if now := time.Now(); v.Unsettled && now.Sub(u.since) < originBusy {
+		u.next = now.Add(originPace)
+		t.late = append(t.late, u)
+		return
+	}
+	n := u.n
+	if judge(&n, v); n.Kind == notify.Tampered {
+		t.add(&untold{n: u.n, since: u.since, verdict: &v})
+	}
 }
 
 // judge writes the origin into a notice, and makes it the kind that it is: an upgrade is another thing than a file that should
@@ -274,9 +305,20 @@ func judge(n *notify.Notice, v origin.Verdict) {
 	}
 }
 
-// add gives a thing to the Decider.
+// add gives a thing to the Decider, as what it is by the last answer.
 func (t *teller) add(u *untold) {
-	t.decider.Add(u.n, time.Now().UnixNano())
+	n := u.n
+	switch v := u.verdict; {
+	case v != nil:
+		judge(&n, *v)
+		if v.State == origin.Differs && n.SHA256 != "" {
+			t.known.Differs(fileOf(&n), n.SHA256, strings.TrimSpace(v.Package+" "+v.Version), n.At)
+		}
+	case t.finder != nil && hasOrigin(n.Kind):
+		n.Origin = "not compared with its package in time"
+		t.blind++
+	}
+	t.decider.Add(n, time.Now().UnixNano())
 	t.changed = true
 	if u.seq != 0 {
 		t.took = append(t.took, u.seq)
@@ -354,12 +396,17 @@ func (t *teller) pause() time.Duration {
 		}
 		until(t.patience(now) - now.Sub(u.since))
 	}
+	for _, u := range t.late {
+		if len(t.pending) == 0 {
+			until(u.next.Sub(now))
+		}
+	}
 	return max(pause, time.Millisecond)
 }
 
 func (t *teller) figures() {
 	s := t.decider.State()
-	f := &NoticeStatus{Told: t.told, Ignored: s.Ignored, Waiting: s.First.Count + len(t.asking)}
+	f := &NoticeStatus{Told: t.told, Ignored: s.Ignored, Uncompared: t.blind, Waiting: s.First.Count + len(t.asking)}
 	for _, g := range s.Groups {
 		f.Waiting += g.Count
 	}

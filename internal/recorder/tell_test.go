@@ -272,6 +272,53 @@ func TestTellHangs(t *testing.T) {
 	})
 }
 
+// TestTellLate: the answer comes after the thing was told without it. An alarm is heard nevertheless, also about a file that was not even
+// asked about before.
+func TestTellLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, fakeFinder(func(q origin.Query) origin.Verdict {
+			if q.Path == "/usr/bin/slow" {
+				time.Sleep(10 * time.Second)
+			}
+			if q.Path == "/usr/bin/good" {
+				return origin.Verdict{State: origin.Shipped, Package: "p", Version: "2"}
+			}
+			return origin.Verdict{State: origin.Differs, Package: "p", Version: "2"}
+		}))
+		defer s.stop()
+		s.seen("/usr/bin/slow", 1)
+		time.Sleep(time.Second)
+		s.seen("/usr/bin/evil", 2)
+		s.seen("/usr/bin/good", 3)
+		time.Sleep(8 * time.Second)
+		first := s.way.all()
+		sum := 0
+		for _, n := range first {
+			sum += n.Count
+			if n.Kind != notify.NewProgram || !strings.Contains(n.Body, "not compared with its package in time") {
+				t.Errorf("%+v", n)
+			}
+		}
+		if got := s.tell.status.Load().Uncompared; sum != 3 || got != 3 {
+			t.Errorf("%d told, %d counted: %s", sum, got, s.kinds())
+		}
+		time.Sleep(time.Hour)
+		sum = 0
+		for _, n := range s.way.all()[len(first):] {
+			sum += n.Count
+			if n.Kind != notify.Tampered || n.Urgency != notify.Critical || !strings.Contains(n.Body, "differs from package p 2") {
+				t.Errorf("%+v", n)
+			}
+		}
+		if log := readFile(t, s.dir, "exe.log"); sum != 2 || strings.Count(log, "(differs from package p 2)\n") != 2 {
+			t.Errorf("%d alarms: %s\nexe.log:\n%s", sum, s.kinds(), log)
+		}
+		if n := s.tell.status.Load(); n.Waiting != 0 {
+			t.Errorf("%+v", n)
+		}
+	})
+}
+
 func TestTellFirstMinutes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t, nil)
