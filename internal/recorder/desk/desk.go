@@ -28,6 +28,7 @@ const (
 	maxFiles  = 256 // files that wait for a user's session; the newest is refused
 	maxNews   = 512 // answers that wait for the recorder
 	separate  = 3   // notices that are shown one by one when more have waited, besides the critical ones
+	named     = 8   // titles in the one that stands for many
 	maxShown  = 256 // notices whose buttons are known
 	sendWait  = time.Second
 	oddLimit  = 100 // answers that make no sense, after which a session is not listened to any more
@@ -96,12 +97,18 @@ type user struct {
 
 // show is a notice, or a word of the desk's own.
 type show struct {
-	errand  errand.Show
-	mute    Mute
-	undo    Mute
-	stands  int // for how many notices
-	ids     []uint64
-	crucial bool
+	errand errand.Show
+	mute   Mute
+	undo   Mute
+	stands int // for how many notices
+	ids    []uint64
+	rank   int    // see rank
+	names  []name // of a digest: what it names; nil: it is none
+}
+
+type name struct {
+	title string
+	rank  int
 }
 
 type shown struct {

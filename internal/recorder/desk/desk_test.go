@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -244,6 +245,51 @@ func TestMuchWaits(t *testing.T) {
 	time.Sleep(50 * time.Millisecond)
 	if n := len(s.shows()); n != 2 {
 		t.Errorf("%d notices", n)
+	}
+}
+
+// TestManyAlarms: of more critical notices than are shown one by one, the one that stands for the others is critical, and names them first,
+// also when it is made anew of one that was made before.
+func TestManyAlarms(t *testing.T) {
+	n := func(kind notify.Kind, u notify.Urgency, what string) notify.Notice {
+		return notify.Notice{Kind: kind, Urgency: u, Title: what, Count: 1}
+	}
+	d, err := New(Options{Desktop: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &user{uid: 1000, wake: make(chan struct{}, 1)}
+	for i := range 20 {
+		d.queue(u, n(notify.NewProgram, notify.Normal, fmt.Sprint("new ", i)))
+	}
+	for i := range 3 {
+		d.queue(u, n(notify.Suspicious, notify.Critical, fmt.Sprint("suspicious ", i)))
+	}
+	for i := range 2 {
+		d.queue(u, n(notify.Tampered, notify.Critical, fmt.Sprint("tampered ", i)))
+	}
+	for again := range 2 {
+		u.digest()
+		var titles []string
+		for _, s := range u.shows {
+			titles = append(titles, s.errand.Title)
+		}
+		all := 22 + again
+		if want := []string{"tampered 0", "tampered 1", "suspicious 0", fmt.Sprintf("%d notices while you were away", all)}; !slices.Equal(titles, want) {
+			t.Fatalf("%q, want %q", titles, want)
+		}
+		one := u.shows[3]
+		if one.errand.Urgency != errand.Critical || one.errand.Icon != "dialog-warning" || !strings.HasPrefix(one.errand.Body, "suspicious 1\nsuspicious 2\nnew 0\n") || one.stands != all || len(one.ids) != all {
+			t.Errorf("%+v", one)
+		}
+		d.queue(u, n(notify.NewProgram, notify.Normal, "later"))
+	}
+	// What finds no room is the least critical.
+	for range 2 * maxQueue {
+		d.queue(u, n(notify.Suspicious, notify.Critical, "flood"))
+	}
+	if u.shows[0].errand.Title != "tampered 0" || u.shows[1].errand.Title != "tampered 1" {
+		t.Errorf("%+v", u.shows[:2])
 	}
 }
 

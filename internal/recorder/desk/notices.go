@@ -42,10 +42,10 @@ func (w desktop) Offer(n notify.Notice) {
 // queue puts a notice into a user's queue, unless the user muted it. Called with mu held.
 func (d *Desk) queue(u *user, n notify.Notice) {
 	s := show{
-		errand:  errand.Show{Title: n.Title, Body: n.Body, Urgency: urgency(n.Urgency), Icon: icon(n.Urgency)},
-		stands:  1,
-		ids:     []uint64{n.ID},
-		crucial: n.Urgency == notify.Critical,
+		errand: errand.Show{Title: n.Title, Body: n.Body, Urgency: urgency(n.Urgency), Icon: icon(n.Urgency)},
+		stands: 1,
+		ids:    []uint64{n.ID},
+		rank:   rank(&n),
 	}
 	if n.Mute != "" {
 		s.mute = Mute{UID: u.uid, Kind: n.Kind, Path: n.Mute, Title: title(n.Kind)}
@@ -60,7 +60,8 @@ func (d *Desk) queue(u *user, n notify.Notice) {
 func (d *Desk) enqueue(u *user, s show) {
 	s.errand.Fit()
 	if u.shows = append(u.shows, s); len(u.shows) > maxQueue {
-		i := max(slices.IndexFunc(u.shows, func(s show) bool { return !s.crucial }), 0)
+		least := slices.MinFunc(u.shows, func(a, b show) int { return a.rank - b.rank }).rank
+		i := slices.IndexFunc(u.shows, func(s show) bool { return s.rank == least })
 		u.missed += u.shows[i].stands
 		d.notShown.Add(uint64(u.shows[i].stands))
 		u.shows = slices.Delete(u.shows, i, i+1)
@@ -68,15 +69,17 @@ func (d *Desk) enqueue(u *user, s show) {
 	u.poke()
 }
 
-// digest makes one notice of many that have waited: nobody wants to close forty when a screen is unlocked. Critical ones stay
-// by themselves, in front.
+// digest makes one notice of many that have waited: nobody wants to close forty when a screen is unlocked. The most critical ones stay
+// by themselves, in front; the one is critical, too, if it stands for further ones, and names these first.
 func (u *user) digest() {
 	if len(u.shows) <= separate && u.missed == 0 {
 		return
 	}
+	byRank := slices.Clone(u.shows)
+	slices.SortStableFunc(byRank, func(a, b show) int { return b.rank - a.rank })
 	var first, rest []show
-	for _, s := range u.shows {
-		if s.crucial && len(first) < separate {
+	for _, s := range byRank {
+		if s.rank > 0 && s.names == nil && len(first) < separate {
 			first = append(first, s)
 		} else {
 			rest = append(rest, s)
@@ -86,22 +89,43 @@ func (u *user) digest() {
 		u.shows = append(first, rest...)
 		return
 	}
-	stands, lines := 0, make([]string, 0, 10)
-	var ids []uint64
+	one := show{errand: errand.Show{Urgency: errand.Normal, Icon: icon(notify.Normal)}}
 	for _, s := range rest {
-		stands += s.stands
-		ids = append(ids, s.ids...)
-		if len(lines) < 8 {
-			lines = append(lines, s.errand.Title)
+		one.stands += s.stands
+		one.ids = append(one.ids, s.ids...)
+		one.rank = max(one.rank, s.rank)
+		if s.names != nil { // it is such a one, of before
+			one.names = append(one.names, s.names...)
+		} else {
+			one.names = append(one.names, name{s.errand.Title, s.rank})
 		}
 	}
-	lines = append(lines, whileAway)
-	all := stands + u.missed
-	body := strings.Join(lines, "\n")
-	one := show{errand: errand.Show{Title: fmt.Sprintf("%d notices while you were away", all), Body: body, Urgency: errand.Normal, Icon: icon(notify.Normal)}, stands: stands, ids: ids}
+	if one.rank > 0 {
+		one.errand.Urgency, one.errand.Icon = errand.Critical, icon(notify.Critical)
+	}
+	slices.SortStableFunc(one.names, func(a, b name) int { return b.rank - a.rank })
+	one.names = one.names[:min(len(one.names), named)]
+	lines := make([]string, 0, named+1)
+	for _, n := range one.names {
+		lines = append(lines, n.title)
+	}
+	one.errand.Title = fmt.Sprintf("%d notices while you were away", one.stands+u.missed)
+	one.errand.Body = strings.Join(append(lines, whileAway), "\n")
 	one.errand.Fit()
 	u.missed = 0
 	u.shows = append(first, one)
+}
+
+// rank is how much a notice matters to one who was away: 0 for those that are not critical. What is proven against a package goes before
+// what others suspect.
+func rank(n *notify.Notice) int {
+	switch {
+	case n.Urgency != notify.Critical:
+		return 0
+	case n.Kind == notify.Tampered:
+		return 2
+	}
+	return 1
 }
 
 func urgency(u notify.Urgency) int {
