@@ -1,6 +1,7 @@
 package errand
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,7 +51,7 @@ func (c *Conn) Send(m Message, file *os.File, wait time.Duration) error {
 	if err := m.check(); err != nil {
 		return err
 	}
-	b, err := json.Marshal(m)
+	b, err := encode(m)
 	if err != nil {
 		return err
 	}
@@ -68,6 +69,17 @@ func (c *Conn) Send(m Message, file *os.File, wait time.Duration) error {
 	}
 	_, _, err = c.c.WriteMsgUnix(b, rights, nil)
 	return err
+}
+
+// encode writes < > & as they are: six bytes for one made a message too long.
+func encode(m Message) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(m); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
 // Receive waits for a message. A file that came with it is the caller's to close. io.EOF: the other side ended. A message that is

@@ -21,6 +21,8 @@ const (
 	maxWord    = 64 // bytes of a key, an icon, a label
 	maxReason  = 400
 	maxFields  = 16
+	maxField   = 1500 // bytes of a field: fewer when all of them together are too long
+	minField   = 64
 )
 
 // Message is one errand or one answer. Exactly one of the pointers is set.
@@ -169,6 +171,18 @@ func (s *Show) Fit() {
 	s.Title, s.Body, s.Icon = Clip(s.Title, maxTitle), Clip(s.Body, maxBody), Clip(s.Icon, maxWord)
 	s.Actions = s.Actions[:min(len(s.Actions), maxActions)]
 	s.Urgency = min(max(s.Urgency, Low), Critical)
+}
+
+// Fit shortens the fields until the whole message can be sent, however their bytes are escaped. A command that is too long itself stays so.
+func (r *Run) Fit() {
+	for n := maxField; n >= minField; n /= 2 {
+		for i, f := range r.Fields {
+			r.Fields[i] = Clip(f, n)
+		}
+		if b, err := encode(Message{Run: r}); err == nil && len(b) <= MaxMessage {
+			return
+		}
+	}
 }
 
 // Clip makes s valid and at most n bytes long; what is cut off ends in "…".

@@ -235,12 +235,36 @@ func (d *Desk) send(gone context.Context, u *user, conn *errand.Conn) {
 			if err == nil {
 				break
 			}
+			if errors.Is(err, errand.ErrMessage) { // ours was none: that is no reason to leave the session
+				d.unsent(u, conn, &m, err)
+				break
+			}
 			var late interface{ Timeout() bool }
 			if !errors.As(err, &late) || !late.Timeout() || gone.Err() != nil {
 				conn.Close() // receive sees it
 				return
 			}
 		}
+	}
+}
+
+// unsent ends an errand that cannot be sent, with its reason.
+func (d *Desk) unsent(u *user, conn *errand.Conn, m *errand.Message, why error) {
+	a := errand.Done{Reason: errand.Clip(why.Error(), 300)}
+	switch {
+	case m.Show != nil:
+		a.N = m.Show.N
+	case m.Run != nil:
+		a.N = m.Run.N
+	case m.Hash != nil:
+		a.N = m.Hash.N
+	case m.Open != nil:
+		a.N = m.Open.N
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if u.conn == conn {
+		d.done(u, &a, nil)
 	}
 }
 
@@ -263,7 +287,9 @@ func (d *Desk) pick(u *user) (errand.Message, bool) {
 		n := u.runs[0]
 		u.runs = u.runs[1:]
 		u.running = &n
-		return errand.Message{Run: &errand.Run{N: d.number(&u.n.run), Argv: d.o.Command, Fields: fields(&n)}}, true
+		run := &errand.Run{N: d.number(&u.n.run), Argv: d.o.Command, Fields: fields(&n)}
+		run.Fit()
+		return errand.Message{Run: run}, true
 	case u.showing == nil && (len(u.shows) > 0 || u.missed > 0):
 		u.digest()
 		s := u.shows[0]

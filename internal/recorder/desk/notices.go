@@ -196,7 +196,7 @@ func fields(n *notify.Notice) []string {
 		{"ORIGIN", n.Origin},
 		{"DETAIL", n.Detail},
 	} {
-		all = append(all, "PICOSNITCH_"+f.key+"="+errand.Clip(f.value, 1500))
+		all = append(all, "PICOSNITCH_"+f.key+"="+f.value)
 	}
 	return all
 }
