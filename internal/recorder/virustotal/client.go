@@ -24,6 +24,7 @@ const (
 	maxResults = 1 << 12
 	lookLimit  = time.Minute      // for a question
 	sendLimit  = 10 * time.Minute // for a file
+	maxFails   = 10               // of one hash while others succeed, after which it is given up
 	maxPolls   = 30               // looks for an analysis before it is left to another day
 	firstPause = time.Second
 	lastPause  = time.Hour // the most between two tries when the server does not want
@@ -126,6 +127,8 @@ type job struct {
 	sent         bool   // the file was sent
 	polls        int
 	due          time.Time
+	fails        int    // while others succeeded
+	succeeded    uint64 // requests of others at the last of them
 }
 
 // New returns a Client that asks nothing before Run.
@@ -195,6 +198,7 @@ func (c *Client) Run(ctx context.Context) {
 	defer c.http.CloseIdleConnections()
 	var next time.Time // of the next request
 	pause := time.Duration(0)
+	succeeded := uint64(0)
 	for {
 		j, due := c.pick()
 		if due.Before(next) {
@@ -223,6 +227,7 @@ func (c *Client) Run(ctx context.Context) {
 			return
 		case err == nil || errors.As(err, &slow):
 			pause = 0
+			succeeded++
 			c.note("")
 		default:
 			pause = min(max(2*pause, c.firstPause, c.o.Interval), lastPause)
@@ -230,7 +235,16 @@ func (c *Client) Run(ctx context.Context) {
 				pause = min(not.after, lastPause)
 			}
 			next = c.now().Add(pause)
-			c.note(c.clean(err))
+			text := c.clean(err)
+			c.note(text)
+			c.wait(j, pause) // the others go first
+			if busy := errors.As(err, &not) && not.code == http.StatusTooManyRequests; !busy && succeeded > j.succeeded {
+				j.fails++
+			}
+			j.succeeded = succeeded
+			if j.fails >= maxFails {
+				c.end(j, Result{Verdict: Refused, Text: fmt.Sprintf("given up after %d failures: %s", j.fails, text)})
+			}
 		}
 	}
 }

@@ -440,3 +440,46 @@ func TestKeyPrintsHidden(t *testing.T) {
 		}
 	}
 }
+
+// TestOneFailsForEver: a hash whose requests always fail neither keeps the others from being asked nor stays for ever.
+func TestOneFailsForEver(t *testing.T) {
+	v := serve(t, func(w http.ResponseWriter, r *http.Request, _ int) {
+		h := r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]
+		if h == sum(1) {
+			w.WriteHeader(500)
+			return
+		}
+		io.WriteString(w, file(h, Stats{Undetected: 70}))
+	})
+	c, _ := client(t, Options{URL: v.URL})
+	c.Ask("/bin/bad", sum(1))
+	var g collected
+	refused := ""
+	n := byte(2)
+	until(t, c, &g, "the bad one is given up", func() bool {
+		if n < 250 && c.Ask("/bin/good", sum(n)) {
+			n++
+		}
+		for _, r := range g.results {
+			if r.SHA256 == sum(1) && r.Verdict == Refused {
+				refused = r.Text
+			}
+		}
+		return refused != ""
+	})
+	if !strings.Contains(refused, "500") || len(g.results) < maxFails {
+		t.Errorf("%q, %d results", refused, len(g.results))
+	}
+}
+
+type broken struct{}
+
+func (broken) Read([]byte) (int, error) { return 0, errors.New("input/output error") }
+
+func TestSourceCannotBeRead(t *testing.T) {
+	_, err := Private(t.TempDir(), broken{}, sum(1))
+	var never *FetchError
+	if !errors.As(err, &never) {
+		t.Errorf("%v is tried again for ever", err)
+	}
+}

@@ -27,8 +27,11 @@ func Private(dir string, from io.Reader, want string) (Copy, error) {
 		return nil, fmt.Errorf("make a private copy: %w", err)
 	}
 	h := sha256.New()
-	n, err := io.Copy(io.MultiWriter(f, h), io.LimitReader(from, MaxUpload+1))
+	source := &reader{r: from}
+	n, err := io.Copy(io.MultiWriter(f, h), io.LimitReader(source, MaxUpload+1))
 	switch {
+	case source.err != nil:
+		err = &FetchError{"it could not be read: " + source.err.Error()}
 	case err != nil:
 		err = fmt.Errorf("make a private copy: %w", err)
 	case n > MaxUpload:
@@ -43,6 +46,20 @@ func Private(dir string, from io.Reader, want string) (Copy, error) {
 		return nil, err
 	}
 	return &copied{f, n}, nil
+}
+
+// reader remembers that it was the source that failed, not the copy.
+type reader struct {
+	r   io.Reader
+	err error
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	if err != nil && err != io.EOF {
+		r.err = err
+	}
+	return n, err
 }
 
 // nameless makes a file that is gone when it is closed.
