@@ -159,7 +159,9 @@ func (r *recorder) shut() error {
 	var err error
 	if r.virustotal != nil {
 		r.stopVirusTotal()
+		r.asked = time.Time{}
 		r.askVirusTotal() // what was said is written down
+		r.tellUnkept()
 	}
 	r.known.Digested(r.at)
 	r.teller.close()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -52,9 +53,18 @@ func (r *recorder) askVirusTotal() {
 		return
 	}
 	r.asked = time.Now()
+	r.takeVerdicts(results)
+	for _, u := range r.known.Unasked() {
+		if !slices.ContainsFunc(r.unkept, func(v virustotal.Result) bool { return v.SHA256 == u[1] }) {
+			r.virustotal.Ask(u[0], u[1])
+		}
+	}
+}
+
+// takeVerdicts has record.json take in what is in snitch.db.
+func (r *recorder) takeVerdicts(results []virustotal.Result) {
 	open := r.known.Unasked()
-	r.keepVerdicts(results)
-	for _, v := range results {
+	for _, v := range r.keepVerdicts(results) {
 		verdict := ""
 		switch {
 		case v.Suspicious:
@@ -68,22 +78,20 @@ func (r *recorder) askVirusTotal() {
 			}
 		}
 	}
-	for _, u := range r.known.Unasked() {
-		r.virustotal.Ask(u[0], u[1])
-	}
 }
 
-// keepVerdicts writes results to snitch.db; what cannot be written now is tried again.
-func (r *recorder) keepVerdicts(results []virustotal.Result) {
-	if r.sqlite == nil {
-		return
+// keepVerdicts writes results to snitch.db and returns those that are there; what cannot be written now is tried again. Until then
+// record.json does not know it either: after a restart it is asked again.
+func (r *recorder) keepVerdicts(results []virustotal.Result) (kept []virustotal.Result) {
+	if !r.o.Settings.SQLLog {
+		return results
 	}
 	if n := len(r.unkept) + len(results) - maxUnkept; n > 0 {
 		r.unkept = r.unkept[min(n, len(r.unkept)):]
-		r.notice("error", fmt.Sprintf("results of VirusTotal that were not written to snitch.db: %d", n), "record.json has them")
+		r.notice("error", fmt.Sprintf("results of VirusTotal that were not written to snitch.db: %d", n), "they are asked again")
 	}
 	r.unkept = append(r.unkept, results...)
-	for len(r.unkept) > 0 {
+	for len(r.unkept) > 0 && r.sqlite != nil {
 		v := r.unkept[0]
 		err := r.sqlite.PutVerdict(context.Background(), store.Verdict{
 			SHA256: v.SHA256, Verdict: string(v.Verdict), Text: v.Text, Uploaded: v.Uploaded, At: v.At,
@@ -94,9 +102,18 @@ func (r *recorder) keepVerdicts(results []virustotal.Result) {
 			if r.tell.due("verdict", r.at, false) > 0 {
 				r.notice("error", "write a result of VirusTotal to snitch.db: "+err.Error(), "it is tried again")
 			}
-			return
+			return kept
 		}
+		kept = append(kept, v)
 		r.unkept = r.unkept[1:]
+	}
+	return kept
+}
+
+// tellUnkept tells, at the end, what is left.
+func (r *recorder) tellUnkept() {
+	if n := len(r.unkept); n > 0 {
+		r.notice("error", fmt.Sprintf("results of VirusTotal that were not written to snitch.db: %d", n), "they are asked again after the next start")
 	}
 }
 
