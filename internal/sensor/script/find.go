@@ -24,7 +24,8 @@ const (
 	ReasonChanged   = "changed, renamed or put there after its interpreter was started"
 	ReasonYoung     = "written just when its interpreter was started: which version ran cannot be proven"
 	ReasonNoFile    = "not a regular file"
-	ReasonDenied    = "unreadable: permission denied"
+	ReasonDenied    = "unreadable for its user: permission denied"
+	ReasonRights    = "could not be opened with the rights of its user" // followed by the system's words
 	ReasonPrivate   = "a name that means something to its interpreter only"
 	ReasonName      = "its name cannot be a path"
 	ReasonFiles     = "too many open files: raise \"Set RLIMIT_NOFILE\""
@@ -41,7 +42,8 @@ const young = 20 * time.Millisecond
 // Question is which file an interpreter was started to run.
 type Question struct {
 	Process event.ProcessID
-	Started int64 // wall clock of the exec, ns since 1970; 0: long ago, everything that is there was there
+	UID     uint32 // its real user (initial user namespace), with whose rights the file is opened
+	Started int64  // wall clock of the exec, ns since 1970; 0: long ago, everything that is there was there
 	Meaning Meaning
 	// Folder is the working directory at exec as the process's root saw it, safe text; "" if not known.
 	Folder string
@@ -66,7 +68,7 @@ type Finder struct {
 // tick is the unit of the start time in /proc/PID/stat.
 const tick = 10_000_000
 
-// Find opens the file that q means, without its interpreter's doing: it follows symbolic links below the process's root, but none
+// Find opens the file that q means, with the rights of its user: it follows symbolic links below the process's root, but none
 // of proc's. A file that was written, renamed or made after the interpreter started is not returned: its change time tells. That a
 // folder above it was exchanged for another is not noticed. It may block in a file system.
 func (f Finder) Find(q Question) File {
@@ -76,39 +78,66 @@ func (f Finder) Find(q Question) File {
 		out.Reason = ReasonName
 		return out
 	}
-	ref, why := f.open(q, string(raw))
+	name := string(raw)
+	if !path.IsAbs(name) {
+		out.Reason = ReasonFolder
+		return out
+	}
+	dir, alive := f.process(q.Process)
+	if alive {
+		defer unix.Close(dir)
+	} else {
+		dir = -1
+	}
+	from, why := f.from(q, name, dir)
 	if why != "" {
 		out.Reason = why
 		return out
 	}
-	defer unix.Close(ref)
+	defer unix.Close(from.fd)
+	if err := rightsOf(q.UID, dir, alive).with(func() { from.open(q, &out) }); err != nil {
+		out.Reason = ReasonRights + ": " + err.Error()
+	}
+	return out
+}
+
+// open fills in out. It runs with the rights of the process's user.
+func (s start) open(q Question, out *File) {
+	ref := s.fd
+	if s.name != "" {
+		var err error
+		if ref, err = s.look(q.Meaning.Suffixes); err != nil {
+			out.Reason = reason(err)
+			return
+		}
+		defer unix.Close(ref)
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(ref, &st); err != nil {
 		out.Reason = reason(err)
-		return out
+		return
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		out.Reason = ReasonNoFile
-		return out
+		return
 	}
 	if q.Started != 0 {
 		switch after := time.Duration(st.Ctim.Nano() - q.Started); {
 		case after > young:
 			out.Reason = ReasonChanged
-			return out
+			return
 		case after > -young:
 			out.Reason = ReasonYoung
-			return out
+			return
 		}
 	}
 	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(ref), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		out.Reason = reason(err)
-		return out
+		return
 	}
 	out.FD = fd
 	out.ID = event.FileID{Device: st.Dev, Inode: st.Ino, Ctime: st.Ctim.Nano(), Size: st.Size}
-	return out
 }
 
 // Path is where a script was meant to be, as the process's root saw it: safe text. Without a folder it is what was
@@ -126,48 +155,50 @@ func Path(m Meaning, folder string) string {
 	return name
 }
 
-// open returns a mere reference to the file, or why there is none.
-func (f Finder) open(q Question, name string) (int, string) {
-	if !path.IsAbs(name) {
-		return -1, ReasonFolder
-	}
-	dir, alive := f.process(q.Process)
-	if alive {
-		defer unix.Close(dir)
-	}
+// start is where the way to a file begins.
+type start struct {
+	fd   int    // a mere reference to the root; or to the file
+	name string // below the root; "": fd is the file
+}
+
+// from returns the root of the process, or its own descriptor, or why there is none. dir is its folder in proc, -1 when it has ended.
+func (f Finder) from(q Question, name string, dir int) (start, string) {
 	if rest, ok := descriptor(name); ok {
-		if !alive {
-			return -1, ReasonEnded
+		if dir < 0 {
+			return start{}, ReasonEnded
 		}
-		return result(unix.Openat(dir, rest, unix.O_PATH|unix.O_CLOEXEC, 0))
+		return begin("", dir, rest, 0)
 	}
-	if strings.HasPrefix(name, "/proc/") {
-		return -1, ReasonPrivate // self is another one there
-	}
-	root := -1
-	var err error
 	switch {
+	case strings.HasPrefix(name, "/proc/"):
+		return start{}, ReasonPrivate // self is another one there
 	case q.Machine:
-		root, err = unix.Open(f.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	case alive:
-		root, err = unix.Openat(dir, "root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	default:
-		return -1, ReasonEnded
+		return begin(name, unix.AT_FDCWD, f.Root, unix.O_DIRECTORY)
+	case dir >= 0:
+		return begin(name, dir, "root", unix.O_DIRECTORY)
 	}
+	return start{}, ReasonEnded
+}
+
+func begin(name string, dir int, at string, flags int) (start, string) {
+	fd, err := unix.Openat(dir, at, flags|unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, reason(err)
+		return start{}, reason(err)
 	}
-	defer unix.Close(root)
-	for _, suffix := range append([]string{""}, q.Meaning.Suffixes...) {
-		var ref int
-		ref, err = unix.Openat2(root, name+suffix, &unix.OpenHow{
+	return start{fd: fd, name: name}, ""
+}
+
+// look returns a mere reference to the file.
+func (s start) look(suffixes []string) (ref int, err error) {
+	for _, suffix := range append([]string{""}, suffixes...) {
+		ref, err = unix.Openat2(s.fd, s.name+suffix, &unix.OpenHow{
 			Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 		})
 		if err == nil {
-			return ref, ""
+			return ref, nil
 		}
 	}
-	return -1, reason(err)
+	return -1, err
 }
 
 // descriptor tells names of a process's own descriptors: what `bash <(command)` and execveat(2) give.
@@ -181,13 +212,6 @@ func descriptor(name string) (string, bool) {
 		return "fd/0", true
 	}
 	return "", false
-}
-
-func result(fd int, err error) (int, string) {
-	if err != nil {
-		return -1, reason(err)
-	}
-	return fd, ""
 }
 
 func reason(err error) string {
