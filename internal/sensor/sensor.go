@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -155,7 +156,8 @@ func (l *loop) start(ctx context.Context) (event.Hello, error) {
 	}
 	l.self = newSelfTest(uint32(os.Getpid()), l.o.Bandwidth)
 	checks := l.selfTest(ctx)
-	l.self = nil // from here on we are a program like others
+	l.self = nil         // from here on we are a program like others
+	debug.FreeOSMemory() // of the kernel's types, which loading needs and running does not
 	hello, err := l.hello(checks)
 	if err != nil {
 		return event.Hello{}, err

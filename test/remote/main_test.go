@@ -143,12 +143,12 @@ func spoolDir(t *testing.T) string { return filepath.Join(t.TempDir(), "spool") 
 // until waits for something that another goroutine or process does.
 func until(t *testing.T, r *remote.Remote, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(40 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			if r != nil {
-				t.Fatalf("not within 40 s: %s: %+v %+v", what, r.Status(), r.Notices())
+				t.Fatalf("not within two minutes: %s: %+v %+v", what, r.Status(), r.Notices())
 			}
-			t.Fatalf("not within 40 s: %s", what)
+			t.Fatalf("not within two minutes: %s", what)
 		}
 	}
 }

@@ -146,7 +146,8 @@ func rawRecv(r *role) {
 func rawScenarios() []scenario {
 	var all []scenario
 	for _, f := range families() {
-		p := param{Family: f.family, Count: 200, Size: 1000}
+		// The hooks that see packets come on when such a socket shows up: its first packets may be without their address.
+		p := param{Family: f.family, Count: 200, Size: 1000, Vague: true}
 		connected := p
 		connected.Connect = true
 		for name, q := range map[string]param{"": p, "-connected": connected} {
