@@ -286,8 +286,27 @@ func TestMemfd(t *testing.T) {
 	p := run(t, cmd, "memfd:sneaky")
 	ro.Close()
 	sum := sha256.Sum256(content)
-	if got := want(t, start(t, Options{}), p); got.Executable.SHA256 != hex.EncodeToString(sum[:]) {
+	d := start(t, Options{})
+	if got := want(t, d, p); got.Executable.SHA256 != hex.EncodeToString(sum[:]) {
 		t.Errorf("got %+v, want digest %x", got, sum)
+	}
+	p.Path, p.Deleted = "/memfd:sneaky", true
+	o, ok := d.OpenMemory(p)
+	if !ok {
+		t.Fatal("OpenMemory: not opened")
+	}
+	unix.Close(o.FD)
+
+	// What is only named so may be on a file system that does not answer: it is not touched.
+	path := filepath.Join(t.TempDir(), "memfd:named")
+	if err := os.WriteFile(path, content, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	named := run(t, exec.Command(path, "1000"), path)
+	named.Path, named.Deleted = "/memfd:named", true
+	if o, ok := d.OpenMemory(named); ok {
+		unix.Close(o.FD)
+		t.Error("OpenMemory: opened a file on disk")
 	}
 }
 

@@ -122,7 +122,7 @@ func (d *Digester) open(a *asker) (*opened, *problem) {
 }
 
 // OpenMemory opens what a process executes from memory (memfd_create(2)): fanotify tells nothing of it, so it must be had while the
-// process runs.
+// process runs. It never waits for a file system.
 func (d *Digester) OpenMemory(p event.Process) (Descriptor, bool) {
 	if !strings.HasPrefix(p.Path, "/memfd:") || !p.Deleted {
 		return None(), false
@@ -132,11 +132,51 @@ func (d *Digester) OpenMemory(p event.Process) (Descriptor, bool) {
 		return None(), false
 	}
 	defer unix.Close(dir)
-	o, _ := d.through(p.File, true, func() (int, error) { return unix.Openat(dir, "exe", unix.O_PATH|unix.O_CLOEXEC, 0) })
+	ref, err := unix.Openat(dir, "exe", unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return None(), false
+	}
+	defer unix.Close(ref)
+	if !inMemory(ref) {
+		return None(), false
+	}
+	o, _ := d.through(p.File, true, func() (int, error) { return unix.FcntlInt(uintptr(ref), unix.F_DUPFD_CLOEXEC, 0) })
 	if o == nil {
 		return None(), false
 	}
 	return Descriptor{FD: o.fd, Vouched: o.exact, Since: time.Now()}, true
+}
+
+// inMemory reports whether what fd refers to is of memfd_create(2). Anybody can name a file so; only those are on the mount that the
+// kernel keeps to itself. No file system is asked, because any but that one may never answer.
+func inMemory(fd int) bool {
+	id := mountID(fd)
+	for _, flags := range []int{0, unix.MFD_HUGETLB} {
+		mem, err := unix.MemfdCreate("", unix.MFD_CLOEXEC|flags)
+		if err != nil {
+			continue // no such pages
+		}
+		same := id != "" && mountID(mem) == id
+		unix.Close(mem)
+		if same {
+			return true
+		}
+	}
+	return false
+}
+
+// mountID is that of a descriptor (proc_pid_fdinfo(5)); "" if it is not to be had.
+func mountID(fd int) string {
+	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(fd))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(b)) {
+		if id, ok := strings.CutPrefix(line, "mnt_id:"); ok {
+			return strings.TrimSpace(id)
+		}
+	}
+	return ""
 }
 
 // isYoung reports whether a file was changed so short before its exec that a change after it may have the same time.
