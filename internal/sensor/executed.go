@@ -28,8 +28,7 @@ type executed struct {
 	// written is when a file was last seen to be written to.
 	written   map[digest.Inode]time.Time
 	overflows uint64
-	mountNS   map[uint32]bool // that were looked at
-	nonce     uint32          // see name
+	nonce     uint32 // see name
 }
 
 // held is a descriptor that nobody wanted yet.
@@ -65,7 +64,6 @@ func (l *loop) openExecuted() {
 	x := &l.executed
 	x.files = map[event.FileID]*held{}
 	x.written = map[digest.Inode]time.Time{}
-	x.mountNS = map[uint32]bool{}
 	x.limit = descriptorLimit()
 	o := fanotify.Options{Limit: x.limit, Known: func(id fanotify.Identity) bool {
 		return l.digester.Known(digest.Inode(id.Inode), id.Ctime, id.Size)
@@ -391,6 +389,9 @@ func (l *loop) sweepExecuted(now time.Time) {
 		return
 	}
 	x.watch.Expire(now)
+	if why := x.watch.Hung(); why != "" {
+		l.notice("warning", "fanotify: "+why, "programs that end at once may have no hash there; find who mounted it")
+	}
 	runs := make(map[event.FileID]bool, len(x.files))
 	if len(x.files) > 0 {
 		for id := range l.table.Live() {
@@ -430,20 +431,14 @@ func (x *executed) lostDescriptors() uint64 {
 		return 0
 	}
 	s := x.watch.Stats()
-	return s.Failed + s.Dropped + x.lost
+	return s.Failed + s.Dropped + s.Missed + x.lost
 }
 
-// elsewhere asks for the file systems of a mount namespace that is met for the first time.
+// elsewhere asks for the file systems of the mount namespace that p is in. It does not wait.
 func (l *loop) elsewhere(p *event.Process) {
-	x := &l.executed
-	if x.watch == nil || p.MountNS == 0 || x.mountNS[p.MountNS] {
-		return
+	if x := &l.executed; x.watch != nil && p.MountNS != 0 {
+		x.watch.Elsewhere(p.ID.PID, p.MountNS)
 	}
-	if len(x.mountNS) > 4096 {
-		clear(x.mountNS)
-	}
-	x.mountNS[p.MountNS] = true
-	x.watch.Elsewhere(p.ID.PID)
 }
 
 func (l *loop) tellExecuted() {

@@ -90,6 +90,7 @@ type Stats struct {
 	Overflows uint64 // the kernel dropped events: no one knows which
 	Failed    uint64 // events without a descriptor: the file could not be opened
 	Dropped   uint64 // descriptors closed because more waited than Limit, and that nobody had claimed before
+	Missed    uint64 // executions in mount namespaces that could not be looked at, because too many others hold that up
 	Waiting   int
 	Marked    int
 }
@@ -99,6 +100,7 @@ type Watch struct {
 	o      Options
 	groups []*group
 	mounts *mounts
+	walks  *walks
 
 	mu       sync.Mutex // guards all below
 	arrived  map[uint32][]arrival
@@ -165,6 +167,7 @@ func New(o Options) (*Watch, error) {
 		w.groups = append(w.groups, g)
 	}
 	w.mounts = newMounts(w.groups)
+	w.walks = newWalks(w.mounts.visit)
 	if err := w.mounts.read(o.Mountinfo); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
@@ -198,7 +201,7 @@ func (w *Watch) Close() error {
 func (w *Watch) Layered() bool {
 	w.mounts.mu.Lock()
 	defer w.mounts.mu.Unlock()
-	return w.mounts.layers > 0
+	return w.mounts.layers
 }
 
 // Drain takes in every notice that came before the call, as far as a file system cannot hold it up: those of layered file
@@ -283,6 +286,9 @@ func (w *Watch) Stats() Stats {
 	defer w.mu.Unlock()
 	s := w.stats
 	s.Waiting, s.Marked = len(w.files), len(w.marked)
+	w.walks.mu.Lock()
+	s.Missed = w.walks.missed
+	w.walks.mu.Unlock()
 	return s
 }
 

@@ -35,8 +35,8 @@ func kindOf(fstype string) kind {
 type mounts struct {
 	groups []*group
 
-	mu      sync.Mutex
-	layers  int                // file systems of that kind, so far
+	mu      sync.Mutex         // never held while a file system is asked
+	layers  bool               // there were some of that kind
 	systems map[string]*system // by "major:minor", the superblock's
 }
 
@@ -45,7 +45,6 @@ type system struct {
 	device, fstype, point string
 	kind                  kind
 	err                   error // why it is not asked for
-	seen                  bool  // in this pass
 	fromElsewhere         bool  // found in another mount namespace: not forgotten when ours does not have it
 }
 
@@ -59,15 +58,12 @@ func (m *mounts) read(file string) error {
 	if err != nil {
 		return fmt.Errorf("list mounts: %w", err)
 	}
+	seen := m.add(b, "", false)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, s := range m.systems {
-		s.seen = false
-	}
-	m.add(b, "", false)
 	for device, s := range m.systems {
 		// Device numbers are used again: a file system that is mounted later must be asked for anew.
-		if !s.seen && !s.fromElsewhere {
+		if !seen[device] && !s.fromElsewhere {
 			delete(m.systems, device)
 		}
 	}
@@ -77,50 +73,58 @@ func (m *mounts) read(file string) error {
 // elsewhereMax bounds the file systems that only other mount namespaces have.
 const elsewhereMax = 1024
 
-// Elsewhere asks for the file systems of another mount namespace: that of a process, as far as it can be reached.
-func (w *Watch) Elsewhere(pid uint32) {
-	dir := "/proc/" + strconv.FormatUint(uint64(pid), 10)
-	b, err := os.ReadFile(dir + "/mountinfo")
-	if err != nil {
-		return // it ended
-	}
-	m := w.mounts
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.add(b, dir+"/root", true)
-}
-
-// add is for the lines of a mountinfo file, of mount points below root. m.mu is held.
-func (m *mounts) add(mountinfo []byte, root string, elsewhere bool) {
+// add is for the lines of a mountinfo file, of mount points below root. It returns the devices that it met. m.mu is not held while a
+// mount point is reached.
+func (m *mounts) add(mountinfo []byte, root string, elsewhere bool) map[string]bool {
+	seen, done := map[string]bool{}, map[string]bool{}
 	for line := range bytes.Lines(mountinfo) {
 		id, device, point, fstype, ok := parseMount(string(line))
 		if !ok {
 			continue
 		}
-		s := m.systems[device]
-		if s != nil && s.fstype == fstype {
-			s.seen = true
-			if s.err == nil || s.kind >= kinds {
-				continue
-			}
-		} else {
-			if elsewhere && len(m.systems) > elsewhereMax {
-				m.forgetElsewhere()
-			}
-			s = &system{device: device, fstype: fstype, point: point, kind: kindOf(fstype), seen: true, fromElsewhere: elsewhere}
-			m.systems[device] = s
-		}
-		if s.kind >= kinds {
+		seen[device] = true
+		if done[device] || !m.wants(device, fstype, point, elsewhere) {
 			continue
 		}
 		// One mount of it that can be reached is enough.
-		if s.err = m.mark(s, id, root+point); s.err == nil {
-			s.point = point
-			if s.kind == layered {
-				m.layers++
+		kind := kindOf(fstype)
+		err := m.mark(kind, id, root+point)
+		done[device] = err == nil
+		if err != nil && elsewhere && ended(root) {
+			err = errEnded
+		}
+		m.mu.Lock()
+		if s := m.systems[device]; s != nil && s.fstype == fstype {
+			s.err = err
+			if err == nil {
+				s.point = point
+				m.layers = m.layers || kind == layered
 			}
 		}
+		m.mu.Unlock()
 	}
+	return seen
+}
+
+// wants reports whether a file system is to be asked for. One that was found in another mount namespace always is: nobody tells when it
+// is gone and its number is that of another. To ask twice changes nothing.
+func (m *mounts) wants(device, fstype, point string, elsewhere bool) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.systems[device]
+	switch {
+	case s == nil || s.fstype != fstype:
+		if elsewhere && len(m.systems) > elsewhereMax {
+			m.forgetElsewhere()
+		}
+		s = &system{device: device, fstype: fstype, point: point, kind: kindOf(fstype), fromElsewhere: elsewhere}
+		m.systems[device] = s
+	case !s.fromElsewhere && s.err == nil:
+		return false
+	case !elsewhere:
+		s.fromElsewhere = false
+	}
+	return s.kind < kinds
 }
 
 func (m *mounts) forgetElsewhere() {
@@ -133,7 +137,7 @@ func (m *mounts) forgetElsewhere() {
 
 var errCovered = errors.New("another mount lies over it")
 
-func (m *mounts) mark(s *system, id uint64, path string) error {
+func (m *mounts) mark(k kind, id uint64, path string) error {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
@@ -146,8 +150,11 @@ func (m *mounts) mark(s *system, id uint64, path string) error {
 	if st.Mask&unix.STATX_MNT_ID != 0 && st.Mnt_id != id {
 		return errCovered
 	}
+	if err := k.fits(fd); err != nil {
+		return err
+	}
 	// A reference is not enough for the kernel: it wants a path.
-	return m.groups[s.kind].watchSystem(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd))
+	return m.groups[k].watchSystem(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd))
 }
 
 // follow reads the mounts again whenever they change (proc_pid_mountinfo(5): poll).
@@ -199,13 +206,16 @@ func (m *mounts) err() error {
 
 // State tells, as hooks, that executed files are handed over, and of which file systems they are not.
 func (w *Watch) State() []event.Hook {
+	state := []event.Hook{{Name: "fanotify", Attached: true}}
+	var refused []event.Hook
+	if why := w.Hung(); why != "" {
+		refused = append(refused, event.Hook{Name: "fanotify, what does not answer", Error: why, Cost: costOf("it")})
+	}
 	m := w.mounts
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	state := []event.Hook{{Name: "fanotify", Attached: true}}
-	var refused []event.Hook
 	for _, s := range m.systems {
-		if s.kind < kinds && s.err != nil && !errors.Is(s.err, errCovered) {
+		if s.kind < kinds && s.err != nil && !errors.Is(s.err, errCovered) && !errors.Is(s.err, errEnded) {
 			refused = append(refused, event.Hook{
 				Name: "fanotify " + event.Text([]byte(s.point)), Error: s.err.Error(), Cost: costOf(s.fstype + " on " + s.point),
 			})
