@@ -2,7 +2,7 @@ package sensor
 
 import (
 	"context"
-	"sync/atomic"
+	"sync"
 	"time"
 )
 
@@ -11,24 +11,53 @@ type lookups struct {
 	ctx    context.Context // of the workers
 	jobs   chan *lookup
 	done   chan *lookup
-	open   map[*lookup]time.Time // when they were asked
-	stuck  int                   // workers that hang
-	budget time.Duration         // how long the loop may still wait before the next tick
+	open   map[*lookup]struct{} // those that were not given up
+	stuck  int                  // workers that hang
+	budget time.Duration        // how long the loop may still wait before the next tick
 }
 
 // lookup is one question. find runs in a worker; what it returns is run by the loop.
 type lookup struct {
 	find  func() func()
 	apply func()
-	begun atomic.Bool
 	stuck bool // its worker was replaced
+
+	mu       sync.Mutex // guards what follows
+	begun    time.Time  // when a worker took it; zero: none did
+	done     bool
+	replaced bool // the worker ends when it has the answer
+}
+
+// begin and end are the worker's; end reports whether it goes on.
+func (j *lookup) begin() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.begun = time.Now()
+}
+
+func (j *lookup) end() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.done = true
+	return !j.replaced
+}
+
+// late reports whether a worker has had the question for too long. If may is true it is to be replaced.
+func (j *lookup) late(may bool) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.begun.IsZero() || j.done || time.Since(j.begun) < lookupLimit {
+		return false
+	}
+	j.replaced = may
+	return true
 }
 
 const (
 	lookupsMax    = 4096 // questions at once
 	lookupWorkers = 2
 	lookupsStuck  = 16              // workers that may hang before there are no more replacements
-	lookupLimit   = 2 * time.Second // after which nobody waits for an answer any more
+	lookupLimit   = 2 * time.Second // that a worker may take for one answer
 	lookupBudget  = 300 * time.Millisecond
 )
 
@@ -36,7 +65,7 @@ const (
 func newLookups(ctx context.Context) *lookups {
 	k := &lookups{
 		ctx: ctx, jobs: make(chan *lookup, lookupsMax), done: make(chan *lookup, lookupsMax),
-		open: map[*lookup]time.Time{}, budget: lookupBudget,
+		open: map[*lookup]struct{}{}, budget: lookupBudget,
 	}
 	for range lookupWorkers {
 		go k.work()
@@ -50,11 +79,15 @@ func (k *lookups) work() {
 		case <-k.ctx.Done():
 			return
 		case j := <-k.jobs:
-			j.begun.Store(true)
+			j.begin()
 			j.apply = j.find()
+			goesOn := j.end()
 			select {
 			case k.done <- j:
 			case <-k.ctx.Done():
+				return
+			}
+			if !goesOn {
 				return
 			}
 		}
@@ -66,7 +99,7 @@ func (k *lookups) ask(find func() func()) bool {
 	j := &lookup{find: find}
 	select {
 	case k.jobs <- j:
-		k.open[j] = time.Now()
+		k.open[j] = struct{}{}
 		return true
 	default:
 		return false
@@ -111,12 +144,13 @@ func (k *lookups) await(enough func() bool) {
 func (k *lookups) tick() {
 	k.take()
 	k.budget = lookupBudget
-	for j, asked := range k.open {
-		if time.Since(asked) < lookupLimit {
+	for j := range k.open {
+		may := k.stuck < lookupsStuck
+		if !j.late(may) {
 			continue
 		}
-		delete(k.open, j) // its answer is still taken when it comes
-		if j.begun.Load() && k.stuck < lookupsStuck {
+		if may {
+			delete(k.open, j) // its answer is still taken when it comes
 			j.stuck = true
 			k.stuck++
 			go k.work()

@@ -2,6 +2,7 @@ package sensor
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -73,5 +74,50 @@ func TestLookupsAreBounded(t *testing.T) {
 			t.Errorf("%d questions taken, want %d", taken, lookupsMax+lookupWorkers)
 		}
 		close(hang)
+	})
+}
+
+// TestLookupsThatHangLater: questions that waited for long before their worker hung count like others, and a worker that was replaced ends.
+func TestLookupsThatHangLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		k := newLookups(ctx)
+		hang := make(chan struct{})
+		const hanging = 3 * lookupWorkers // more than one after the other
+		for range hanging {
+			k.ask(func() func() { <-hang; return func() {} })
+		}
+		answered := false
+		k.ask(func() func() { return func() { answered = true } })
+		begin := time.Now()
+		for !answered && time.Since(begin) < time.Minute {
+			time.Sleep(time.Second)
+			k.tick()
+			synctest.Wait()
+		}
+		if d := time.Since(begin); !answered || d > 4*lookupLimit+time.Second {
+			t.Errorf("answered %v after %v", answered, d)
+		}
+		if k.stuck != hanging {
+			t.Errorf("%d workers hang, want %d", k.stuck, hanging)
+		}
+		close(hang)
+		synctest.Wait()
+		k.take()
+		if k.stuck != 0 {
+			t.Errorf("%d stuck", k.stuck)
+		}
+		// Who is left takes questions: as many at once as there are workers.
+		wait := make(chan struct{})
+		var taken atomic.Int32
+		for range 2 * hanging {
+			k.ask(func() func() { taken.Add(1); <-wait; return func() {} })
+		}
+		synctest.Wait()
+		if n := taken.Load(); n != lookupWorkers {
+			t.Errorf("%d workers are left, want %d", n, lookupWorkers)
+		}
+		close(wait)
 	})
 }
