@@ -59,6 +59,10 @@ func (l *loop) describe(p *event.Process) {
 		p.Script, p.ScriptReason = m.Name, script.ReasonModule
 	case event.ScriptFromFile, event.ScriptArgument:
 		p.Script = script.Path(m, p.Cwd)
+		if m.Cut { // another file may have the name of the beginning
+			p.ScriptReason = script.ReasonCut
+			return
+		}
 		q := script.Question{Process: p.ID, UID: p.UID, Started: p.Started, Meaning: m, Folder: p.Cwd, Machine: !p.Apart && p.Source != event.SourceProcfs}
 		if p.Source != event.SourceExec {
 			q.Started = 0 // the time of its fork, and it may have changed since its exec

@@ -85,6 +85,9 @@ const (
 	flagCgroupCut    = 32
 )
 
+// scriptMax is SCRIPT_MAX of bpf/maps.h.
+const scriptMax = 1024
+
 // decodeExec returns the process and the size of its report; 0 when b ends before it does.
 func (h *Hooks) decodeExec(b []byte) (event.Process, int, error) {
 	r, err := view[bpfExecReport](b)
@@ -123,6 +126,9 @@ func (h *Hooks) decodeExec(b []byte) (event.Process, int, error) {
 	}
 	if r.Flags&flagPathCut != 0 {
 		p.Path = "…" + p.Path
+	}
+	if len(script) >= scriptMax-1 { // with its NUL it filled the room; whether there was more is not told
+		p.Script += "…"
 	}
 	if r.Inode != 0 {
 		p.File = event.FileID{

@@ -90,6 +90,17 @@ func TestDecodeExec(t *testing.T) {
 	}
 }
 
+// TestDecodeCutScript: the kernel copies 1023 bytes, and does not tell whether there were more.
+func TestDecodeCutScript(t *testing.T) {
+	for n, cut := range map[int]bool{1022: false, 1023: true} {
+		script := strings.Repeat("/", n)
+		p, _, err := new(Hooks).decodeExec(execBytes("/bin/sh", "sh\x00", script))
+		if want := map[bool]string{false: script, true: script + "…"}[cut]; err != nil || p.Script != want {
+			t.Errorf("%d bytes: %q, %v", n, p.Script, err)
+		}
+	}
+}
+
 func TestDecodeFlow(t *testing.T) {
 	mapped := func(s string) (b [16]uint8) { return netip.MustParseAddr(s).As16() }
 	for name, c := range map[string]struct {

@@ -27,6 +27,7 @@ const (
 	ReasonDenied    = "unreadable for its user: permission denied"
 	ReasonRights    = "could not be opened with the rights of its user" // followed by the system's words
 	ReasonPrivate   = "a name that means something to its interpreter only"
+	ReasonCut       = "its path is longer than 1022 bytes: only the beginning is known"
 	ReasonName      = "its name cannot be a path"
 	ReasonFiles     = "too many open files: raise \"Set RLIMIT_NOFILE\""
 	ReasonErrno     = "could not be opened" // followed by the system's words

@@ -19,7 +19,11 @@ type Meaning struct {
 	Name     string   // of a file (as it was given) or of a module; safe text
 	Folder   string   // that Name is relative to, itself relative to the working directory; "": the working directory
 	Suffixes []string // that the interpreter tries behind Name
+	Cut      bool     // Name is only the beginning of a path
 }
+
+// kernelMax is the room for the path of a #! file in the kernel's report, with its NUL: SCRIPT_MAX of sensor/kernel/bpf/maps.h.
+const kernelMax = 1024
 
 // Interpreters are those whose arguments we can read. They do not change and may be shared.
 type Interpreters struct {
@@ -40,7 +44,9 @@ func New() *Interpreters {
 // Of tells what p runs when its executable is an interpreter. The texts are event.Text's, and so is the answer.
 func (i *Interpreters) Of(p *event.Process) Meaning {
 	if p.Script != "" && (p.ScriptKind == "" || p.ScriptKind == event.ScriptFromFile) {
-		return Meaning{Kind: event.ScriptFromFile, Name: p.Script} // the kernel's own word
+		// The kernel's own word. The mark behind one that was cut counts, too: a whole one has fewer bytes than the room.
+		raw, _ := event.Raw(p.Script)
+		return Meaning{Kind: event.ScriptFromFile, Name: p.Script, Cut: len(raw) >= kernelMax}
 	}
 	if len(p.Argv) == 0 && !p.ArgvCut || p.Kernel {
 		return Meaning{}

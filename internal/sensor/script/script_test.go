@@ -170,6 +170,23 @@ func TestKernelsWord(t *testing.T) {
 	}
 }
 
+// TestKernelsWordCut: a path that filled the room in the kernel's report is no file's.
+func TestKernelsWordCut(t *testing.T) {
+	t.Parallel()
+	for script, want := range map[string]bool{
+		"/" + strings.Repeat("x", 1022) + "…":    true,
+		"/" + strings.Repeat(`\xff`, 1022) + "…": true,
+		"/" + strings.Repeat("x", 1021):          false,
+		"/" + strings.Repeat(`\xff`, 1021):       false,
+		"/x…":                                    false,
+	} {
+		p := event.Process{Path: "/bin/sh", Script: script, Source: event.SourceExec}
+		if m := New().Of(&p); m.Cut != want || m.Name != script {
+			t.Errorf("%d bytes: %+v", len(script), m)
+		}
+	}
+}
+
 // TestRewritten: what /proc tells of a program that ran before us may have been rewritten by it.
 func TestRewritten(t *testing.T) {
 	t.Parallel()
