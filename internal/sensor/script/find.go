@@ -70,8 +70,8 @@ type Finder struct {
 const tick = 10_000_000
 
 // Find opens the file that q means, with the rights of its user: it follows symbolic links below the process's root, but none
-// of proc's. A file that was written, renamed or made after the interpreter started is not returned: its change time tells. That a
-// folder above it was exchanged for another is not noticed. It may block in a file system.
+// of proc's. A file that was written, renamed or made after the interpreter started is not returned: its change time tells, and
+// that of the links which stood in its place. That a folder above it, or a link in the place of one, was exchanged is not noticed. It may block in a file system.
 func (f Finder) Find(q Question) File {
 	out := File{FD: -1, Path: Path(q.Meaning, q.Folder)}
 	raw, ok := event.Raw(out.Path)
@@ -104,14 +104,20 @@ func (f Finder) Find(q Question) File {
 
 // open fills in out. It runs with the rights of the process's user.
 func (s start) open(q Question, out *File) {
-	ref := s.fd
+	ref, changed := s.fd, int64(0)
 	if s.name != "" {
+		var name string
 		var err error
-		if ref, err = s.look(q.Meaning.Suffixes); err != nil {
+		if ref, name, err = s.look(q.Meaning.Suffixes); err != nil {
 			out.Reason = reason(err)
 			return
 		}
 		defer unix.Close(ref)
+		// After the file was opened: who exchanges a link between the two gives it a new change time.
+		if changed, err = s.newestLink(name); err != nil {
+			out.Reason = reason(err)
+			return
+		}
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(ref, &st); err != nil {
@@ -123,7 +129,7 @@ func (s start) open(q Question, out *File) {
 		return
 	}
 	if q.Started != 0 {
-		switch after := time.Duration(st.Ctim.Nano() - q.Started); {
+		switch after := time.Duration(max(changed, st.Ctim.Nano()) - q.Started); {
 		case after > young:
 			out.Reason = ReasonChanged
 			return
@@ -189,17 +195,61 @@ func begin(name string, dir int, at string, flags int) (start, string) {
 	return start{fd: fd, name: name}, ""
 }
 
-// look returns a mere reference to the file.
-func (s start) look(suffixes []string) (ref int, err error) {
+// look returns a mere reference to the file, and the name that it has.
+func (s start) look(suffixes []string) (ref int, name string, err error) {
 	for _, suffix := range append([]string{""}, suffixes...) {
-		ref, err = unix.Openat2(s.fd, s.name+suffix, &unix.OpenHow{
-			Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-		})
-		if err == nil {
-			return ref, nil
+		name = s.name + suffix
+		if ref, err = s.at(name, 0); err == nil {
+			return ref, name, nil
 		}
 	}
-	return -1, err
+	return -1, "", err
+}
+
+// at opens a mere reference to what name is below the root.
+func (s start) at(name string, flags uint64) (int, error) {
+	return unix.Openat2(s.fd, name, &unix.OpenHow{
+		Flags: flags | unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+}
+
+// newestLink is the latest change time of the links that name's last part and theirs lead through; 0: there are none. Links in the place of
+// folders are not looked at.
+func (s start) newestLink(name string) (newest int64, err error) {
+	for range linksMax {
+		ref, err := s.at(name, unix.O_NOFOLLOW)
+		if err != nil {
+			return 0, err
+		}
+		to, changed, err := readLink(ref)
+		unix.Close(ref)
+		if err != nil || to == "" {
+			return newest, err
+		}
+		newest = max(newest, changed)
+		if !path.IsAbs(to) {
+			to = name[:strings.LastIndexByte(strings.TrimRight(name, "/"), '/')+1] + to
+		}
+		name = to
+	}
+	return 0, unix.ELOOP
+}
+
+// linksMax is the kernel's own limit: MAXSYMLINKS in linux/namei.h.
+const linksMax = 40
+
+// readLink returns where a link leads and when it was changed; "" if ref is none.
+func readLink(ref int) (to string, changed int64, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(ref, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return "", 0, err
+	}
+	var buf [unix.PathMax]byte
+	n, err := unix.Readlinkat(ref, "", buf[:])
+	if err != nil {
+		return "", 0, err
+	}
+	return string(buf[:n]), st.Ctim.Nano(), nil
 }
 
 // descriptor tells names of a process's own descriptors: what `bash <(command)` and execveat(2) give.

@@ -103,6 +103,60 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// TestFindExchangedLink: a link that was made to lead elsewhere leads to a file that is old enough, too.
+func TestFindExchangedLink(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	for _, d := range []string{"a/b", "srv"} {
+		if err := os.MkdirAll(root+"/"+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []string{"a/b/old", "a/other"} {
+		if err := os.WriteFile(root+"/"+f, []byte(f), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	links := [][2]string{{"../a/b/hop", "srv/run"}, {"/srv/../a/b/./last", "a/b/hop"}, {"old", "a/b/last"}, {"srv", "dir"}}
+	for _, l := range links {
+		if err := os.Symlink(l[0], root+"/"+l[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(3 * young)
+	started := time.Now().UnixNano()
+	time.Sleep(3 * young)
+	find := func(name string) string {
+		f := Finder{Proc: "/nowhere", Root: root}.Find(Question{Started: started, Machine: true, Meaning: Meaning{Name: name}})
+		if f.FD >= 0 {
+			unix.Close(f.FD)
+		}
+		return f.Reason
+	}
+	for _, name := range []string{"/srv/run", "/dir/run", "/a/b/old"} {
+		if why := find(name); why != "" {
+			t.Errorf("%s: %s", name, why)
+		}
+	}
+	for _, i := range []int{2, 1, 0} { // first the end of the chain; and back: it is another one
+		l := links[i]
+		for _, to := range []string{"/a/other", l[0]} {
+			if err := os.Remove(root + "/" + l[1]); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(to, root+"/"+l[1]); err != nil {
+				t.Fatal(err)
+			}
+			if why := find("/" + l[1]); why != ReasonChanged {
+				t.Errorf("%s -> %s: %q, want %q", l[1], to, why, ReasonChanged)
+			}
+			if why := find("/srv/run"); why != ReasonChanged {
+				t.Errorf("%s -> %s: /srv/run: %q, want %q", l[1], to, why, ReasonChanged)
+			}
+		}
+	}
+}
+
 // TestFindThroughProcess: what a process sees that is not where we are; here it is this very process.
 func TestFindThroughProcess(t *testing.T) {
 	t.Parallel()

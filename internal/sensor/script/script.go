@@ -1,7 +1,7 @@
 // Package script tells what an interpreter was started to run: from its name and its arguments, with a table of grammars,
 // and finds the file that was meant, so that it can be hashed beside the interpreter. It belongs to the root wing. Of looks at
 // text only; Finder opens files that strangers named, as mere references, and proves that what it opened cannot have
-// been put there after the interpreter started. It reads no script, and knows nothing of what a script loads: imports, sourced
+// been put there after the interpreter started (but for folders on the way that were exchanged, or links in their place). It reads no script, and knows nothing of what a script loads: imports, sourced
 // files and shared libraries are not covered.
 package script
 
