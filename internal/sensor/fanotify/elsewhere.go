@@ -122,6 +122,9 @@ func (k *walks) hung() int {
 
 // Hung tells what does not answer, if there is something.
 func (w *Watch) Hung() string {
+	if w.groups[layered].hangs() {
+		return "an overlay file system does not answer: no program on any of them is handed over"
+	}
 	if n := w.walks.hung(); n > 0 {
 		return fmt.Sprintf("%d mount namespaces have a file system that does not answer", n)
 	}

@@ -184,3 +184,24 @@ func TestKindsThatAreNotWhatMountinfoTold(t *testing.T) {
 		}
 	}
 }
+
+// TestCloseDoesNotWaitForAReadThatHangs: the lock and the time are those of a read of an overlay whose layer does not answer.
+func TestCloseDoesNotWaitForAReadThatHangs(t *testing.T) {
+	needRoot(t)
+	w, err := New(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := w.groups[layered]
+	g.mu.Lock()
+	g.reading.Store(time.Now().Add(-2 * readSlow).UnixNano())
+	if why := w.Hung(); !strings.Contains(why, "overlay") {
+		t.Errorf("Hung() = %q", why)
+	}
+	within(t, "Close", func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	unix.Close(g.fd)
+}

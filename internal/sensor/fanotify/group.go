@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,8 @@ type group struct {
 	fd   int
 	buf  []byte
 	done atomic.Bool
+	// reading is since when read(2) is under way, in ns since 1970, or 0: it may hang in a file system.
+	reading atomic.Int64
 }
 
 func newGroup(k kind) (*group, error) {
@@ -63,9 +66,14 @@ func newGroup(k kind) (*group, error) {
 	return g, nil
 }
 
+// close gives the descriptor back, but for that of a group whose read hangs.
 func (g *group) close() error {
 	g.done.Store(true)
-	g.mu.Lock()
+	if g.kind == local {
+		g.mu.Lock()
+	} else if !g.mu.TryLock() {
+		return nil // it hangs in a file system; the end of the process closes it
+	}
 	defer g.mu.Unlock()
 	if g.fd < 0 {
 		return nil
@@ -73,6 +81,15 @@ func (g *group) close() error {
 	err := unix.Close(g.fd)
 	g.fd = -1
 	return err
+}
+
+// readSlow is after how long a read is said to hang.
+const readSlow = 5 * time.Second
+
+// hangs reports whether a read does not come back.
+func (g *group) hangs() bool {
+	since := g.reading.Load()
+	return since != 0 && time.Since(time.Unix(0, since)) > readSlow
 }
 
 // watchSystem asks for the executed files of the file system that path is on.
@@ -103,7 +120,9 @@ func (g *group) drain(w *Watch) error {
 	defer g.mu.Unlock()
 	const header = int(unsafe.Sizeof(unix.FanotifyEventMetadata{}))
 	for !g.done.Load() {
+		g.reading.Store(time.Now().UnixNano())
 		n, err := unix.Read(g.fd, g.buf)
+		g.reading.Store(0)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
