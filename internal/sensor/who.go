@@ -148,7 +148,7 @@ func (l *loop) wantScript(p event.Process) {
 		}
 		return
 	}
-	q := event.Process{ID: p.ID, Path: p.Script, File: p.ScriptFile, Started: p.Started, Source: p.Source}
+	q := event.Process{ID: p.ID, Path: p.Script, File: p.ScriptFile, ScriptFile: p.ScriptFile, Started: p.Started, Source: p.Source}
 	q.ID.Exec = ^q.ID.Exec // that the process still runs says nothing about its script
 	l.want(q)
 }

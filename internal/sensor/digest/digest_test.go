@@ -390,6 +390,24 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestScriptLedElsewhere: whose path leads to something else by now tells nothing of it, not even that it is there.
+func TestScriptLedElsewhere(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := file(t, filepath.Join(dir, "script"), []byte("x"))
+	p.ScriptFile = p.File
+	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []string{"none", "secret", "."} {
+		os.Remove(p.Path)
+		if err := os.Symlink(to, p.Path); err != nil {
+			t.Fatal(err)
+		}
+		reason(t, want(t, start(t, Options{}), p), ReasonGone)
+	}
+}
+
 func TestChangedWhileRead(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "prog")

@@ -118,6 +118,10 @@ func (d *Digester) open(a *asker) (*opened, *problem) {
 	if worst.reason == ReasonGone && strings.HasPrefix(p.Path, "/memfd:") {
 		worst = because(ReasonMemory)
 	}
+	if !p.ScriptFile.IsZero() && p.ScriptFile == p.File && worst.reason != ReasonSize {
+		// A script's user may have led its path elsewhere since, and root looks there: nobody is told what it found.
+		worst = because(ReasonGone)
+	}
 	return nil, worst
 }
 
