@@ -38,10 +38,11 @@ type group struct {
 	evictable uint // FAN_MARK_EVICTABLE, or 0 before Linux 5.19
 	batch     int  // events a read: one, where an event without a descriptor would end a read without a word
 
-	mu   sync.Mutex // of fd and buf; held while the kernel opens files
-	fd   int
-	buf  []byte
-	done atomic.Bool
+	fd     int
+	mu     sync.Mutex // of buf and closed; held while the kernel opens files
+	buf    []byte
+	closed bool
+	done   atomic.Bool // fd is not to be used any more
 	// reading is since when read(2) is under way, in ns since 1970, or 0: it may hang in a file system.
 	reading atomic.Int64
 }
@@ -75,12 +76,11 @@ func (g *group) close() error {
 		return nil // it hangs in a file system; the end of the process closes it
 	}
 	defer g.mu.Unlock()
-	if g.fd < 0 {
+	if g.closed {
 		return nil
 	}
-	err := unix.Close(g.fd)
-	g.fd = -1
-	return err
+	g.closed = true
+	return unix.Close(g.fd)
 }
 
 // readSlow is after how long a read is said to hang.
@@ -94,6 +94,9 @@ func (g *group) hangs() bool {
 
 // watchSystem asks for the executed files of the file system that path is on.
 func (g *group) watchSystem(dir int, path string) error {
+	if g.done.Load() {
+		return unix.EBADF
+	}
 	return unix.FanotifyMark(g.fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, unix.FAN_OPEN_EXEC, dir, path)
 }
 
