@@ -89,16 +89,20 @@ func (r *running) events() []event.Event {
 type told struct {
 	processes map[event.ProcessID]event.Process
 	digests   map[event.FileID]event.Executable
+	lost      map[string]uint64 // of the last ledger
 }
 
 func (r *running) told() told {
-	x := told{map[event.ProcessID]event.Process{}, map[event.FileID]event.Executable{}}
+	x := told{map[event.ProcessID]event.Process{}, map[event.FileID]event.Executable{}, nil}
 	for _, e := range r.events() {
 		if e.Process != nil {
 			x.processes[e.Process.ID] = *e.Process
 		}
 		if e.Executable != nil {
 			x.digests[e.Executable.File] = *e.Executable
+		}
+		if e.Ledger != nil {
+			x.lost = e.Ledger.Lost
 		}
 	}
 	return x

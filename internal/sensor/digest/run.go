@@ -191,7 +191,9 @@ func (d *Digester) hash(ctx context.Context, w *worker, j *job, buf []byte) (eve
 		// A touched file would be the same through another process, but the digest belongs to the process that
 		// it was opened through: only the first one is answered for, or the one that brought the descriptor.
 		if failed == nil || unconfirmed != "" && (i == 0 || j.held) {
+			d.mu.Lock()
 			j.reader = i
+			d.mu.Unlock()
 			return exe, unconfirmed, i + 1, failed
 		}
 		if i == 0 || why.reason == ReasonGone {
@@ -215,7 +217,9 @@ func (d *Digester) one(ctx context.Context, w *worker, j *job, a *asker, buf []b
 		if o.held && d.o.Settle != nil {
 			d.o.Settle()
 		}
+		d.mu.Lock() // a worker that was replaced comes back while its job is finished without it
 		j.ended = time.Now()
+		d.mu.Unlock()
 		if why == nil {
 			exe := event.Executable{File: p.File, SHA256: sum}
 			if p.File.IsZero() {
@@ -322,10 +326,11 @@ func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unc
 		reader = &askers[j.reader]
 	}
 	vouched := j.held && reader.file.Vouched
+	ended, source := j.ended, j.source
 	d.mu.Unlock()
 	select {
 	case d.results <- Result{
-		Process: reader.ID, Executable: exe, Unconfirmed: unconfirmed, Vouched: vouched, Since: reader.file.Since, Ended: j.ended, Source: j.source,
+		Process: reader.ID, Executable: exe, Unconfirmed: unconfirmed, Vouched: vouched, Since: reader.file.Since, Ended: ended, Source: source,
 	}:
 	case <-ctx.Done():
 	}
