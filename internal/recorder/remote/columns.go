@@ -3,7 +3,6 @@ package remote
 import (
 	"fmt"
 	"math"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -49,6 +48,11 @@ type column struct {
 	field store.Field
 	zone  *time.Location // of a time that is written without one
 	unix  bool           // a time goes into a number
+	split bool           // a number that does not fit makes more than one row
+
+	// The time that was written last: the rows of a window share it.
+	at   int64
+	text string
 }
 
 // plan is how a record becomes a row of the table that is there.
@@ -99,7 +103,7 @@ func newPlan(table string, there []found, zone *time.Location) (*plan, error) {
 			}
 		}
 		if name == "conns" || name == "send" || name == "recv" {
-			p.counted = append(p.counted, len(p.columns))
+			p.counted, col.split = append(p.counted, len(p.columns)), true
 		}
 		p.columns = append(p.columns, col)
 	}
@@ -148,17 +152,19 @@ func (p *plan) value(b []byte, i int, w *flow.Window, r *flow.Record, part uint6
 		switch {
 		case c.unix:
 			return strconv.AppendInt(b, at, 10), false
+		case c.text != "" && c.at == at:
 		case c.kind == columnInstant:
-			return time.Unix(at, 0).UTC().AppendFormat(b, "2006-01-02 15:04:05+00"), false
+			c.at, c.text = at, time.Unix(at, 0).UTC().Format(postgresTime)
 		default:
-			return time.Unix(at, 0).In(c.zone).AppendFormat(b, time.DateTime), false
+			c.at, c.text = at, time.Unix(at, 0).In(c.zone).Format(time.DateTime)
 		}
+		return append(b, c.text...), false
 	default:
 		v := c.field.Number(w, r)
 		if c.kind != columnNumber || c.max == 0 {
 			return strconv.AppendInt(b, v, 10), false
 		}
-		if slices.Contains(p.counted, i) {
+		if c.split {
 			return strconv.AppendInt(b, min(v-min(v, int64(part)*c.max), c.max), 10), false
 		}
 		switch {

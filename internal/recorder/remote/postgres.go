@@ -380,22 +380,34 @@ func (c *copyReader) row() bool {
 			c.buffer = append(c.buffer, `\N`...)
 			continue
 		}
-		for _, v := range c.scratch {
-			switch v {
-			case '\\', '\n', '\r', '\t':
-				c.buffer = append(c.buffer, '\\', escaped(v))
-			case 0: // a text of PostgreSQL cannot hold it; ours are escaped where they enter
-				c.buffer = append(c.buffer, `\\x00`...)
-			default:
-				c.buffer = append(c.buffer, v)
-			}
-		}
+		c.buffer = appendCopied(c.buffer, c.scratch)
 	}
 	c.buffer = append(c.buffer, '\n')
 	if c.part++; c.part >= c.plan.rows(w, r) {
 		c.part, c.record = 0, c.record+1
 	}
 	return true
+}
+
+// appendCopied appends a value as COPY's text format has it. Most have nothing to escape.
+func appendCopied(b, value []byte) []byte {
+	clean := 0
+	for i, v := range value {
+		if v > '\r' && v != '\\' {
+			continue
+		}
+		switch v {
+		case '\\', '\n', '\r', '\t':
+			b = append(b, value[clean:i]...)
+			b = append(b, '\\', escaped(v))
+			clean = i + 1
+		case 0: // a text of PostgreSQL cannot hold it; ours are escaped where they enter
+			b = append(b, value[clean:i]...)
+			b = append(b, `\\x00`...)
+			clean = i + 1
+		}
+	}
+	return append(b, value[clean:]...)
 }
 
 func escaped(c byte) byte {

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/picosnitch/picosnitch/internal/recorder/remote"
@@ -81,13 +83,17 @@ func run() error {
 		time.Sleep(time.Millisecond)
 	}
 	begin, first := time.Now(), r.Status().Delivered.Records
+	ours, theirs := used(), s.CPU()
 	most := int64(0)
 	for r.Status().Frames > 0 {
 		most = max(most, resident())
 		time.Sleep(20 * time.Millisecond)
 	}
-	rate := float64(records-first) / time.Since(begin).Seconds()
+	took := time.Since(begin)
+	rate := float64(records-first) / took.Seconds()
+	ours, theirs = used()-ours, s.CPU()-theirs
 	fmt.Printf("catch up         %10.0f records/s (goal %d)\n", rate, goal)
+	fmt.Printf("catch up         %10.2f s, of which this process computed %.2f s and the server %.2f s (%d CPUs)\n", took.Seconds(), ours.Seconds(), theirs.Seconds(), runtime.NumCPU())
 	fmt.Printf("memory           %10.1f MB resident at most while catching up\n", mb(most))
 	if err := r.Close(); err != nil {
 		return err
@@ -108,6 +114,15 @@ func run() error {
 		return fmt.Errorf("%.0f records/s are less than %d", rate, goal)
 	}
 	return nil
+}
+
+// used is the CPU time of this process.
+func used() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func mb(n int64) float64 { return float64(n) / (1 << 20) }
