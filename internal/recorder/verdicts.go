@@ -120,19 +120,9 @@ func (r *recorder) tellUnkept() {
 // fetch gives VirusTotal's client a private copy of a file with a hash. The recorder has no rights: what not everybody may read is
 // opened by the session process of a user who may, and the hash proves that it is the same file.
 func (r *recorder) fetch(ctx context.Context, path, sha256 string) (virustotal.Copy, error) {
-	var last error
-	f, err := openPlain(path)
-	if err == nil {
-		c, err := copyPlain(ctx, r.o.Dir, f, sha256)
-		if err == nil {
-			return c, nil
-		}
-		last = err
-	} else {
-		last = &virustotal.FetchError{Reason: "the recorder may not read it: " + reason(err)}
-	}
-	if r.desk == nil {
-		return nil, last
+	c, last := copyPlain(ctx, r.o.Dir, func() (*os.File, error) { return openPlain(path) }, sha256)
+	if last == nil || r.desk == nil {
+		return c, last
 	}
 	for _, uid := range r.desk.Sessions() {
 		answer := make(chan desk.Opened, 1)
@@ -149,7 +139,7 @@ func (r *recorder) fetch(ctx context.Context, path, sha256 string) (virustotal.C
 			if o.File == nil {
 				continue
 			}
-			if c, err := copyPlain(ctx, r.o.Dir, o.File, sha256); err == nil {
+			if c, err := copyPlain(ctx, r.o.Dir, func() (*os.File, error) { return o.File, nil }, sha256); err == nil {
 				return c, nil
 			}
 		}
@@ -196,19 +186,25 @@ func plain(f *os.File) error {
 	return nil
 }
 
-// copyPlain copies an open file, and closes it. It may be anything, and its file system may never answer: the copy is left behind then.
-func copyPlain(ctx context.Context, dir string, f *os.File, sha256 string) (virustotal.Copy, error) {
-	if err := plain(f); err != nil {
-		f.Close()
-		return nil, &virustotal.FetchError{Reason: err.Error()}
-	}
+// copyPlain opens a file and copies it. It may be anything, and its file system may never answer, to opening it either: the copy is left
+// behind then.
+func copyPlain(ctx context.Context, dir string, open func() (*os.File, error), sha256 string) (virustotal.Copy, error) {
 	type result struct {
 		c   virustotal.Copy
 		err error
 	}
 	answer := make(chan result, 1)
 	go func() {
+		f, err := open()
+		if err != nil {
+			answer <- result{nil, &virustotal.FetchError{Reason: "the recorder may not read it: " + reason(err)}}
+			return
+		}
 		defer f.Close()
+		if err := plain(f); err != nil {
+			answer <- result{nil, &virustotal.FetchError{Reason: err.Error()}}
+			return
+		}
 		c, err := virustotal.Private(dir, f, sha256)
 		answer <- result{c, err}
 	}()

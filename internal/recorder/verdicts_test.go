@@ -2,6 +2,8 @@ package recorder
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -50,5 +52,26 @@ func TestUnkeptVerdict(t *testing.T) {
 	}
 	if err := r.close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestFileSystemHangs: a file that cannot even be opened, because its file system does not answer, holds neither the asking nor the end up.
+func TestFileSystemHangs(t *testing.T) {
+	hold := make(chan struct{})
+	defer close(hold)
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	done := make(chan error, 1)
+	go func() {
+		_, err := copyPlain(ctx, t.TempDir(), func() (*os.File, error) { <-hold; return nil, os.ErrNotExist }, hash(1))
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("waits for ever")
 	}
 }

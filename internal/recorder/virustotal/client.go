@@ -20,8 +20,8 @@ const DefaultURL = "https://www.virustotal.com/api/v3"
 
 // Bounds.
 const (
-	maxJobs    = 1 << 12 // hashes that wait; more are refused and come again
-	maxResults = 1 << 12
+	maxJobs    = 1 << 12          // hashes that wait; more are refused and come again
+	maxResults = 1 << 12          // that nobody took; with more, nothing is asked
 	lookLimit  = time.Minute      // for a question
 	sendLimit  = 10 * time.Minute // for a file
 	maxFails   = 10               // of one hash while others succeed, after which it is given up
@@ -29,6 +29,7 @@ const (
 	firstPause = time.Second
 	lastPause  = time.Hour // the most between two tries when the server does not want
 	pollPause  = 30 * time.Second
+	tellAgain  = time.Hour // before a failure is told again, however often the server comes and goes meanwhile
 )
 
 // MaxUpload is the size of the largest file that is sent, in bytes: the most that the API takes in one call.
@@ -108,6 +109,8 @@ type Client struct {
 	results  []Result        // guarded by mu
 	problems []Problem       // guarded by mu
 	status   Status          // guarded by mu
+	told     time.Time       // when a failure was last told; guarded by mu
+	noSend   bool            // that the key may send nothing was told; guarded by mu
 	wake     chan struct{}
 }
 
@@ -124,7 +127,8 @@ type Status struct {
 type job struct {
 	sha256, path string
 	analysis     string // id: the file was sent, and this is waited for
-	sent         bool   // the file was sent
+	sent         bool   // we sent the file
+	known        bool   // VirusTotal has it, but did not analyse it yet
 	polls        int
 	due          time.Time
 	fails        int    // while others succeeded
@@ -166,11 +170,16 @@ func (c *Client) Ask(path, sha256 string) bool {
 	}
 	c.known[sha256] = true
 	c.jobs = append(c.jobs, &job{sha256: sha256, path: path})
+	c.poke()
+	return true
+}
+
+// poke has Run look again.
+func (c *Client) poke() {
 	select {
 	case c.wake <- struct{}{}:
 	default:
 	}
-	return true
 }
 
 func isHash(s string) bool { return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == "" }
@@ -181,6 +190,9 @@ func (c *Client) Take() ([]Result, []Problem) {
 	defer c.mu.Unlock()
 	r, p := c.results, c.problems
 	c.results, c.problems = nil, nil
+	if len(r) >= maxResults {
+		c.poke()
+	}
 	return r, p
 }
 
@@ -222,8 +234,8 @@ func (c *Client) Run(ctx context.Context) {
 		switch {
 		case ctx.Err() != nil:
 			return
-		case errors.As(err, &not) && (not.code == http.StatusUnauthorized || not.code == http.StatusForbidden):
-			c.off(not.code)
+		case errors.As(err, &not) && not.refusesKey():
+			c.off(not)
 			return
 		case err == nil || errors.As(err, &slow):
 			pause = 0
@@ -249,10 +261,13 @@ func (c *Client) Run(ctx context.Context) {
 	}
 }
 
-// pick chooses the job that is due first.
+// pick chooses the job that is due first; nil: there is none, or nobody takes the results.
 func (c *Client) pick() (*job, time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if len(c.results) >= maxResults {
+		return nil, time.Time{}
+	}
 	var first *job
 	for _, j := range c.jobs {
 		if first == nil || j.due.Before(first.due) {
@@ -270,15 +285,14 @@ func (c *Client) step(ctx context.Context, j *job) error {
 	switch {
 	case j.analysis != "":
 		return c.poll(ctx, j)
-	case j.sent: // known, but not analysed yet
+	case j.sent || j.known: // not analysed yet
 		return c.look(ctx, j)
 	}
 	err := c.look(ctx, j)
-	var not *statusError
-	if !errors.As(err, &not) || not.code != http.StatusNotFound {
+	if !isNotFound(err) {
 		return err
 	}
-	if !c.o.Upload || c.o.Fetch == nil {
+	if !c.sends() {
 		c.end(j, Result{Verdict: Unknown, Text: "not known to VirusTotal"})
 		return nil
 	}
@@ -292,7 +306,8 @@ func (c *Client) note(failure string) {
 	c.status.Requests++
 	if failure != "" {
 		c.status.Failures++
-		if c.status.Error == "" {
+		if now := c.now(); c.status.Error == "" && (c.told.IsZero() || now.Sub(c.told) >= tellAgain) {
+			c.told = now
 			c.problem("VirusTotal: "+failure, "it is tried again, less and less often; `picosnitch status` says how it goes")
 		}
 	}
@@ -307,14 +322,31 @@ func (c *Client) problem(text, hint string) {
 }
 
 // off ends the asking: another try would be refused, too.
-func (c *Client) off(code int) {
+func (c *Client) off(not *statusError) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.status.Requests++
 	c.status.Failures++
 	c.status.Off = true
-	c.status.Error = fmt.Sprintf("the key was refused (%d)", code)
-	c.problem(fmt.Sprintf("VirusTotal refused the key (%d): it is not asked any more", code), "check \"VT API key\" in config.json and restart picosnitch")
+	c.status.Error = "the key was refused: " + not.Error()
+	c.problem("VirusTotal refused the key, and is not asked any more: "+not.Error(), "check \"VT API key\" in config.json and restart picosnitch")
+}
+
+// mayNotSend notes, and tells once, that the key is good for questions only.
+func (c *Client) mayNotSend() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.noSend {
+		c.noSend = true
+		c.problem("VirusTotal lets this key send no files", "set \"VT file upload\" to false, or use another \"VT API key\"")
+	}
+}
+
+// sends reports whether files may be sent.
+func (c *Client) sends() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.o.Upload && c.o.Fetch != nil && !c.noSend
 }
 
 // end gives a result.
@@ -330,9 +362,7 @@ func (c *Client) end(j *job, r Result) {
 		}
 	}
 	delete(c.known, j.sha256)
-	if len(c.results) < maxResults {
-		c.results = append(c.results, r)
-	}
+	c.results = append(c.results, r) // see pick
 }
 
 // wait leaves a job for later.

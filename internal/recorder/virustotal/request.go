@@ -46,6 +46,31 @@ func (e *statusError) Error() string {
 	return fmt.Sprintf("the server says %d", e.code)
 }
 
+// refusesKey reports whether the server is VirusTotal and does not want the key. A number alone is not believed here, nor in isNotFound:
+// a proxy, or a page for guests of a network, says 403 and 404 too, and what was asked there was not asked.
+func (e *statusError) refusesKey() bool {
+	switch e.code {
+	case http.StatusUnauthorized:
+		return e.word == "WrongCredentialsError" || e.word == "AuthenticationRequiredError" || e.word == "UserNotActiveError"
+	case http.StatusForbidden:
+		return e.word == "ForbiddenError"
+	}
+	return false
+}
+
+// isNotFound reports whether VirusTotal says that it does not know what was asked for:
+// https://docs.virustotal.com/reference/errors.
+func isNotFound(err error) bool {
+	var not *statusError
+	return errors.As(err, &not) && not.code == http.StatusNotFound && not.word == "NotFoundError"
+}
+
+// isNotYet reports whether what was asked for will be there later.
+func isNotYet(err error) bool {
+	var not *statusError
+	return errors.As(err, &not) && not.code == http.StatusBadRequest && not.word == "NotAvailableYet"
+}
+
 // laterError is no failure: the answer is not there yet.
 type laterError struct{}
 
@@ -71,8 +96,7 @@ type object struct {
 func (c *Client) look(ctx context.Context, j *job) error {
 	var o object
 	if err := c.call(ctx, http.MethodGet, "/files/"+j.sha256, nil, "", c.lookLimit, &o); err != nil {
-		var not *statusError
-		if j.sent && errors.As(err, &not) && not.code == http.StatusNotFound {
+		if (j.sent || j.known) && isNotFound(err) || isNotYet(err) {
 			return c.later(j) // sent a moment ago
 		}
 		return err
@@ -82,7 +106,7 @@ func (c *Client) look(ctx context.Context, j *job) error {
 		return errors.New("the answer is about another file")
 	}
 	if a.Last == nil || a.Last.total() == 0 {
-		j.sent = true // somebody sent it
+		j.known = true // somebody sent it
 		return c.later(j)
 	}
 	return c.judge(j, *a.Last)
@@ -101,7 +125,7 @@ func (c *Client) judge(j *job, s Stats) error {
 // later leaves a job that waits for an analysis.
 func (c *Client) later(j *job) error {
 	if j.polls++; j.polls >= maxPolls {
-		c.end(j, Result{Verdict: Refused, Text: "known to VirusTotal, but not analysed in time"})
+		c.end(j, Result{Verdict: Refused, Text: "VirusTotal has the file, but did not analyse it in time"})
 		return nil
 	}
 	c.wait(j, max(c.o.Interval, min(time.Duration(j.polls)*c.pollPause/4, 10*c.pollPause)))
@@ -112,9 +136,11 @@ func (c *Client) later(j *job) error {
 func (c *Client) poll(ctx context.Context, j *job) error {
 	var o object
 	if err := c.call(ctx, http.MethodGet, "/analyses/"+url.PathEscape(j.analysis), nil, "", c.lookLimit, &o); err != nil {
-		var not *statusError
-		if errors.As(err, &not) && not.code == http.StatusNotFound {
-			j.analysis = "" // the file itself will tell
+		switch {
+		case isNotFound(err):
+			j.analysis = "" // forgotten: the file itself will tell
+			return c.later(j)
+		case isNotYet(err):
 			return c.later(j)
 		}
 		return err
@@ -175,7 +201,13 @@ func (c *Client) send(ctx context.Context, j *job) error {
 	var not *statusError
 	switch {
 	case errors.As(err, &not) && not.code == http.StatusConflict: // somebody was faster
-	case errors.As(err, &not) && (not.code == http.StatusBadRequest || not.code == http.StatusRequestEntityTooLarge):
+		j.known = true
+		return c.later(j)
+	case errors.As(err, &not) && not.code == http.StatusForbidden && not.refusesKey(): // it was good for the question
+		c.mayNotSend()
+		c.end(j, Result{Verdict: Unknown, Text: "not known to VirusTotal, and not sent: the key may not send files"})
+		return nil
+	case errors.As(err, &not) && (not.code == http.StatusBadRequest && not.word != "" || not.code == http.StatusRequestEntityTooLarge):
 		c.end(j, Result{Verdict: Refused, Text: "not known to VirusTotal, which did not want the file: " + not.Error()})
 		return nil
 	case err != nil:
