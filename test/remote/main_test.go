@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 		client(what)
 	}
 	code := m.Run()
-	for _, s := range []*shared{&postgresServer, &mariadbServer} {
+	for _, s := range []*shared{&postgresServer, &mariadbServer, &mysqlServer} {
 		if s.server != nil {
 			s.server.Remove()
 		}
@@ -44,7 +44,7 @@ type shared struct {
 	err    error
 }
 
-var postgresServer, mariadbServer shared
+var postgresServer, mariadbServer, mysqlServer shared
 
 // target is a database of a test's own on one of the servers, and an account that has INSERT, SELECT and CREATE in it.
 type target struct {
@@ -55,24 +55,29 @@ type target struct {
 }
 
 func targets(t *testing.T, f func(t *testing.T, g *target)) {
-	for _, dialect := range []string{remote.Postgres, remote.MySQL} {
-		t.Run(dialect, func(t *testing.T) {
-			s := &postgresServer
-			start := func() (*servers.Server, error) { return servers.StartPostgres() }
-			if dialect == remote.MySQL {
-				s = &mariadbServer
-				start = func() (*servers.Server, error) {
-					return servers.StartMariaDB("--innodb-lock-wait-timeout=5")
-				}
+	for _, c := range []struct {
+		kind, dialect string
+		shared        *shared
+		start         func() (*servers.Server, error)
+	}{
+		{"postgres", remote.Postgres, &postgresServer, func() (*servers.Server, error) { return servers.StartPostgres() }},
+		{"mariadb", remote.MySQL, &mariadbServer, func() (*servers.Server, error) {
+			return servers.StartMariaDB("--innodb-lock-wait-timeout=5")
+		}},
+		{"mysql", remote.MySQL, &mysqlServer, func() (*servers.Server, error) {
+			return servers.StartMySQL("--innodb-lock-wait-timeout=5")
+		}},
+	} {
+		t.Run(c.kind, func(t *testing.T) {
+			c.shared.once.Do(func() { c.shared.server, c.shared.err = c.start() })
+			err := c.shared.err
+			if errors.Is(err, servers.ErrMissing) && os.Geteuid() != 0 || errors.Is(err, servers.ErrNotFetched) {
+				t.Skip(err)
 			}
-			s.once.Do(func() { s.server, s.err = start() })
-			if errors.Is(s.err, servers.ErrMissing) && os.Geteuid() != 0 {
-				t.Skip(s.err)
+			if err != nil {
+				t.Fatal(err)
 			}
-			if s.err != nil {
-				t.Fatal(s.err)
-			}
-			f(t, newTarget(t, s.server, dialect))
+			f(t, newTarget(t, c.shared.server, c.dialect))
 		})
 	}
 }

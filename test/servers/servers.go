@@ -20,16 +20,20 @@ import (
 // ErrMissing says that the server's package is not installed.
 var ErrMissing = errors.New("not installed: test/deps.sh postgresql mariadb-server")
 
+// ErrNotFetched says that a server is not there that is no package of this system.
+var ErrNotFetched = errors.New("not fetched: test/servers/mysql.sh")
+
 // Server is one that runs, or did.
 type Server struct {
-	Kind   string // "postgres" or "mariadb"
+	Kind   string // "postgres", "mariadb" or "mysql"
 	Dir    string // its own; Files are in it
 	Port   int    // on 127.0.0.1
-	Socket string // directory (PostgreSQL) or path (MariaDB)
+	Socket string // directory (PostgreSQL) or path (the others)
 	Admin  string // account that may do everything, over the socket and without a password
 
-	password string // of Admin, over TCP; "": over the socket, without one
-	binary   string
+	password string   // of Admin, over TCP; "": over the socket, without one
+	binary   string   // the server
+	client   []string // of "mariadb" and "mysql": the client with what it is run by
 	args     []string
 	cmd      *exec.Cmd
 	ended    chan struct{}
@@ -144,7 +148,7 @@ func StartMariaDB(settings ...string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Kind: "mariadb", Dir: dir, Socket: filepath.Join(dir, "sock"), Admin: "root", binary: daemon}
+	s := &Server{Kind: "mariadb", Dir: dir, Socket: filepath.Join(dir, "sock"), Admin: "root", binary: daemon, client: []string{"/usr/bin/mariadb"}}
 	if s.Port, err = freePort(); err != nil {
 		return nil, err
 	}
@@ -154,6 +158,53 @@ func StartMariaDB(settings ...string) (*Server, error) {
 		return nil, err
 	}
 	s.args = append([]string{"--no-defaults", "--datadir=" + data, "--socket=" + s.Socket, "--port=" + strconv.Itoa(s.Port), "--bind-address=127.0.0.1", "--pid-file=" + filepath.Join(dir, "pid"), "--innodb-log-file-size=64M", "--ssl-ca=" + dir + "/ca.pem", "--ssl-cert=" + dir + "/server.pem", "--ssl-key=" + dir + "/server.key"}, settings...)
+	return s.begin()
+}
+
+// StartMySQL starts the MySQL server that test/servers/mysql.sh fetched; ErrNotFetched if it did not.
+func StartMySQL(settings ...string) (*Server, error) {
+	root := os.Getenv("PICOSNITCH_MYSQL")
+	if root == "" {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return nil, err
+		}
+		root = filepath.Join(cache, "picosnitch/mysql")
+	}
+	root = filepath.Join(root, "root")
+	if _, err := os.Stat(filepath.Join(root, "complete")); err != nil {
+		return nil, fmt.Errorf("mysql: %w", ErrNotFetched)
+	}
+	dir, err := place()
+	if err != nil {
+		return nil, err
+	}
+	// Its libraries are newer than the system's: they come with their own loader, and from where the server's account can read them.
+	copied := filepath.Join(dir, "mysql")
+	if err := os.CopyFS(copied, os.DirFS(root)); err != nil {
+		return nil, err
+	}
+	loaders, _ := filepath.Glob(filepath.Join(copied, "usr/lib*/ld-linux*"))
+	libraries, _ := filepath.Glob(filepath.Join(copied, "usr/lib/*-linux-gnu"))
+	if len(loaders) == 0 || len(libraries) == 0 {
+		os.RemoveAll(dir)
+		return nil, fmt.Errorf("%s has no loader or no libraries: remove it, and run test/servers/mysql.sh", root)
+	}
+	by := []string{"--library-path", libraries[0]}
+	s := &Server{Kind: "mysql", Dir: dir, Socket: filepath.Join(dir, "sock"), Admin: "root", binary: loaders[0]}
+	s.client = append([]string{s.binary}, append(by, filepath.Join(copied, "usr/bin/mysql"))...)
+	if s.Port, err = freePort(); err != nil {
+		return nil, err
+	}
+	data, share := filepath.Join(dir, "data"), filepath.Join(copied, "usr/share/mysql")
+	s.args = append(by, filepath.Join(copied, "usr/sbin/mysqld"), "--no-defaults", "--datadir="+data, "--lc-messages-dir="+share, "--character-sets-dir="+share+"/charsets", "--secure-file-priv=")
+	if err = run(dir, s.binary, append(s.args, "--initialize-insecure")...); err != nil {
+		os.RemoveAll(dir)
+		return nil, err
+	}
+	s.args = append(s.args, "--socket="+s.Socket, "--port="+strconv.Itoa(s.Port), "--bind-address=127.0.0.1", "--mysqlx=OFF", "--pid-file="+filepath.Join(dir, "pid"), "--innodb-redo-log-capacity=64M", "--disable-log-bin",
+		"--ssl-ca="+dir+"/ca.pem", "--ssl-cert="+dir+"/server.pem", "--ssl-key="+dir+"/server.key")
+	s.args = append(s.args, settings...)
 	return s.begin()
 }
 
@@ -196,8 +247,8 @@ func (s *Server) Start() error {
 
 // answers looks whether a query is answered; a listening port alone may still refuse.
 func (s *Server) answers() bool {
-	if s.Kind == "mariadb" {
-		return run(s.Dir, "/usr/bin/mariadb", "--no-defaults", "-S", s.Socket, "-u", s.Admin, "-e", "SELECT 1") == nil
+	if s.client != nil {
+		return run(s.Dir, s.client[0], append(s.client[1:], "--no-defaults", "-S", s.Socket, "-u", s.Admin, "-e", "SELECT 1")...) == nil
 	}
 	return run(s.Dir, filepath.Join(filepath.Dir(s.binary), "psql"), "-h", s.Socket, "-p", strconv.Itoa(s.Port), "-U", s.Admin, "-d", "postgres", "-c", "SELECT 1") == nil
 }
@@ -207,7 +258,7 @@ func (s *Server) answers() bool {
 func (s *Server) SQL(database, text string) (string, error) {
 	var c *exec.Cmd
 	var err error
-	if s.Kind == "mariadb" {
+	if s.client != nil {
 		args := []string{"--no-defaults", "-S", s.Socket, "-u", s.Admin, "-N", "-B", "--default-character-set=utf8mb4", "-e", text}
 		if s.password != "" {
 			args = append(args, "--protocol=tcp", "-h", "127.0.0.1", "-P", strconv.Itoa(s.Port), "-p"+s.password)
@@ -215,7 +266,7 @@ func (s *Server) SQL(database, text string) (string, error) {
 		if database != "" {
 			args = append(args, database)
 		}
-		c, err = command(s.Dir, "/usr/bin/mariadb", args...)
+		c, err = command(s.Dir, s.client[0], append(s.client[1:], args...)...)
 	} else {
 		if database == "" {
 			database = "postgres"
