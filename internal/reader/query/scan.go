@@ -189,11 +189,8 @@ func (s *snapshot) read(p *plan, wanted []segment, r *result) error {
 	default:
 		q = "SELECT segment, a.data, p.data FROM segment_actors a JOIN segment_peers p USING (segment) WHERE segment BETWEEN ? AND ?"
 	}
-	var a rollup.Actors
-	var b rollup.Peers
-	var groups []int
 	var run []segment // what is wanted of those that are being read
-	byPeer := kindOf(p.by) == "remote" || p.by == Domain
+	add := adder{p: p, r: r}
 	rows := func(scan func(...any) error) error {
 		var id int64
 		var actors, peers sql.RawBytes
@@ -206,53 +203,8 @@ func (s *snapshot) read(p *plan, wanted []segment, r *result) error {
 		if len(run) == 0 || run[0].id != id {
 			return nil
 		}
-		interval := run[0].interval
-		groups = groups[:0]
-		if actors != nil {
-			if err := a.Read(actors); err != nil {
-				return errors.Join(errDamaged, err)
-			}
-			for i, actor := range a.Actor {
-				g := p.groupOfActor(actor, a.Port[i])
-				if g >= 0 {
-					g = r.place(g)
-				}
-				groups = append(groups, g)
-			}
-		}
-		sums := r.interval(interval, len(p.groups.values))
-		if peers == nil {
-			for i, g := range groups {
-				if g >= 0 {
-					sums[g].Add(Sum{Conns: a.Conns[i], Sent: a.Sent[i], Received: a.Received[i]})
-				}
-			}
-			return nil
-		}
-		if err := b.Read(peers, len(groups), actors != nil, p.remote != nil, p.domain != nil); err != nil {
+		if err := add.segment(run[0].interval, actors, peers); err != nil {
 			return errors.Join(errDamaged, err)
-		}
-		for i := range b.Sent {
-			g := 0
-			if actors != nil {
-				if g = groups[b.Key[i]]; g < 0 {
-					continue
-				}
-			}
-			var remote, domain int64
-			if p.remote != nil {
-				remote = b.Remote[i]
-			}
-			if p.domain != nil {
-				domain = b.Domain[i]
-			}
-			if g = p.groupOfPeer(g, remote, domain); g < 0 {
-				continue
-			}
-			if byPeer {
-				g = r.place(g)
-			}
-			sums[g].Add(Sum{Conns: b.Conns[i], Sent: b.Sent[i], Received: b.Received[i]})
 		}
 		return nil
 	}

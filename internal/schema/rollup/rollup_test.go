@@ -1,7 +1,11 @@
 package rollup
 
 import (
+	"encoding/binary"
+	"errors"
 	"math"
+	"math/bits"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -60,16 +64,64 @@ func TestSameSums(t *testing.T) {
 			t.Fatalf("by actor %v, want %v", sum, all)
 		}
 		var p, q Peers
-		if err := p.Read(peers, len(a.Actor), false, false, true); err != nil {
-			t.Fatal(err)
+		if n, err := p.Read(peers, len(a.Actor), Want{Domain: true}); err != nil || n != len(want) {
+			t.Fatal(n, err)
 		}
-		if err := q.Read(peers, len(a.Actor), true, true, true); err != nil {
+		if n, err := q.Read(peers, len(a.Actor), Want{Key: true, Remote: true, Domain: true}); err != nil || n != len(want) {
+			t.Fatal(n, err)
+		}
+		if err := errors.Join(p.ReadSums(), q.ReadSums()); err != nil {
 			t.Fatal(err)
 		}
 		if d := cmp.Diff(q.Domain, p.Domain) + cmp.Diff(q.Sent, p.Sent); d != "" || len(p.Key)+len(p.Remote) != 0 {
 			t.Fatal(d)
 		}
 	})
+}
+
+// TestColumns: numbers of any widths come back, and take no more than as many bits as the widest has, for each of them.
+func TestColumns(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		widths := rapid.SliceOfN(rapid.IntRange(0, 63), 1, 6).Draw(t, "widths")
+		values := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) uint64 {
+			return rapid.Uint64Range(0, 1<<rapid.SampledFrom(widths).Draw(t, "width")-1).Draw(t, "value")
+		}), 1, 300).Draw(t, "values")
+		b := pack(len(values), values, []uint64{})
+		widest := bits.Len64(slices.Max(values))
+		if most := 9 + padding + (len(values)*widest+7)/8; widest <= maxWidth && len(b) > most {
+			t.Fatalf("%d bytes, %d at most", len(b), most)
+		}
+		r := open(b)
+		if d := cmp.Diff(values, read(&r, []uint64{9})); d != "" || r.err != nil {
+			t.Fatal(d, r.err)
+		}
+	})
+}
+
+// TestVarints: BLOBs of the first version are still read.
+func TestVarints(t *testing.T) {
+	var actors, peers []byte
+	for _, c := range []struct {
+		b       *[]byte
+		columns [][]uint64
+	}{
+		{&actors, [][]uint64{{7, 0, 3}, {zigzag(443), zigzag(-1), zigzag(80)}, {1, 2, 3}, {1, 300, 70000}, {1 << 40, 0, 5}}},
+		{&peers, [][]uint64{{0, 1, 1}, {1, 0, 300}, {2, 2, 2}, {1, 2, 3}, {1, 300, 70000}, {1 << 40, 0, 5}}},
+	} {
+		*c.b = []byte{versionVarints, 3}
+		for _, values := range c.columns {
+			var column []byte
+			for _, v := range values {
+				column = binary.AppendUvarint(column, v)
+			}
+			*c.b = append(binary.AppendUvarint(*c.b, uint64(len(column))), column...)
+		}
+	}
+	got, err := Entries(actors, peers)
+	want := []Entry{{7, 443, 1, 2, Sum{1, 1, 1 << 40}}, {7, -1, 0, 2, Sum{2, 300, 0}}, {10, 80, 300, 2, Sum{3, 70000, 5}}}
+	if d := cmp.Diff(want, got); d != "" || err != nil {
+		t.Error(d, err)
+	}
 }
 
 func TestServicePort(t *testing.T) {
@@ -97,6 +149,7 @@ func FuzzRead(f *testing.F) {
 	actors, peers, _ := Encode(Merge([]Entry{{1, 443, 2, 3, Sum{1, 2, 3}}, {1, 80, 0, 0, Sum{1, 200, 30000}}, {9, -1, 1, 0, Sum{}}}))
 	f.Add(actors, peers)
 	f.Add([]byte{version, 200, 1}, []byte{version})
+	f.Add([]byte{version, 3, 5, 1, 0, 60, 7, 255}, []byte{versionVarints, 1, 1, 0})
 	f.Add([]byte{}, []byte{2})
 	f.Fuzz(func(t *testing.T, a, p []byte) {
 		var x Actors

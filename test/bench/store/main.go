@@ -34,6 +34,9 @@ func run(ctx context.Context, rows int, dir string) error {
 		}
 		defer os.RemoveAll(dir)
 	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
 	path := filepath.Join(dir, "snitch.db")
 	if _, err := os.Stat(path + ".done"); err != nil {
 		began := time.Now()
