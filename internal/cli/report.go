@@ -9,12 +9,14 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/picosnitch/picosnitch/internal/daemon"
+	"github.com/picosnitch/picosnitch/internal/reader/country"
 	"github.com/picosnitch/picosnitch/internal/reader/query"
 	"github.com/picosnitch/picosnitch/internal/reader/report"
 )
@@ -25,6 +27,9 @@ type asked struct {
 	since, until string
 	where        []string
 	utc          bool
+	countryDB    string
+
+	countries *country.Database // nil: not asked about
 }
 
 func (a *asked) flags(c *cobra.Command) {
@@ -33,6 +38,7 @@ func (a *asked) flags(c *cobra.Command) {
 	c.Flags().StringVar(&a.until, "until", "", "up to this time; the day of a date alone is included")
 	c.Flags().StringArrayVar(&a.where, "where", nil, "only what is so: exe=/usr/bin/curl, port!=443, \"domain~example\", name=a|b; may be given again, then all must hold")
 	c.Flags().BoolVar(&a.utc, "utc", false, "times and days of UTC instead of the local ones")
+	c.Flags().StringVar(&a.countryDB, "country-db", "", "find countries in this file (default: PICOSNITCH_COUNTRY_DB, else what is installed)")
 }
 
 func (a *asked) read() (r query.Range, where []query.Filter, zone *time.Location, err error) {
@@ -68,8 +74,19 @@ func (a *asked) read() (r query.Range, where []query.Filter, zone *time.Location
 	return r, where, zone, nil
 }
 
-// open opens what the questions go to.
-func (a *asked) open(ctx context.Context, env Env) (*query.Local, error) {
+// open opens what the questions go to. The countries of addresses are looked up only for a question that is about them.
+func (a *asked) open(ctx context.Context, env Env, by query.Dimension, where []query.Filter) (_ *query.Local, err error) {
+	var o query.Options
+	if by == query.Country || slices.ContainsFunc(where, func(f query.Filter) bool { return f.By == query.Country }) {
+		file := a.countryDB
+		if file == "" {
+			file = env.Getenv("PICOSNITCH_COUNTRY_DB")
+		}
+		if a.countries, err = country.Open(file, "/"); err != nil {
+			return nil, err
+		}
+		o.Country = a.countries.Of
+	}
 	path := a.file
 	if path == "" {
 		place, err := daemon.FindPlace(env.Getenv)
@@ -78,11 +95,19 @@ func (a *asked) open(ctx context.Context, env Env) (*query.Local, error) {
 		}
 		path = filepath.Join(place.Dir, "snitch.db")
 	}
-	l, err := query.OpenLocal(ctx, path, query.Options{})
+	l, err := query.OpenLocal(ctx, path, o)
 	if errors.Is(err, os.ErrPermission) {
 		return nil, fmt.Errorf("%w: it is readable by root and by the group of the user whose folder it is in", err)
 	}
 	return l, err
+}
+
+// unsure is an error if countries could not be looked up: the answer has them as unknown.
+func (a *asked) unsure() error {
+	if a.countries == nil {
+		return nil
+	}
+	return errors.Join(a.countries.Err(), a.countries.Close())
 }
 
 func reportCommand(env Env) *cobra.Command {
@@ -127,7 +152,7 @@ With --period, for each day, week or month of the local calendar. It needs no ro
 				return fmt.Errorf("%w: --limit is %d: use 1 to %d", errUsage, limit, query.MaxRows)
 			}
 			ctx := c.Context()
-			l, err := a.open(ctx, env)
+			l, err := a.open(ctx, env, q.By, where)
 			if err != nil {
 				return err
 			}
@@ -143,13 +168,13 @@ With --period, for each day, week or month of the local calendar. It needs no ro
 					return questionError(err)
 				}
 				err = report.Totals(w, f, x, answer)
-				return errors.Join(err, w.Flush())
+				return errors.Join(err, w.Flush(), a.unsure())
 			}
 			line, err := l.Timeline(ctx, q, step, zone)
 			if err != nil {
 				return questionError(err)
 			}
-			return errors.Join(report.Timeline(w, f, x, step, line), w.Flush())
+			return errors.Join(report.Timeline(w, f, x, step, line), w.Flush(), a.unsure())
 		},
 	}
 	a.flags(c)
@@ -199,7 +224,7 @@ would take for a formula begins with an apostrophe there. It needs no root and n
 				return fmt.Errorf("%w: --format: %w", errUsage, err)
 			}
 			ctx := c.Context()
-			l, err := a.open(ctx, env)
+			l, err := a.open(ctx, env, query.None, where)
 			if err != nil {
 				return err
 			}
@@ -225,7 +250,7 @@ would take for a formula begins with an apostrophe there. It needs no root and n
 				progress.show(done, n)
 				return out.Write(x)
 			})
-			err = errors.Join(err, out.Close(), w.Flush())
+			err = errors.Join(err, out.Close(), w.Flush(), a.unsure())
 			progress.end(n)
 			if err == nil && to != env.Stdout {
 				err = to.(*os.File).Close()
@@ -290,7 +315,7 @@ func dbCommand(env Env) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx := c.Context()
-			l, err := a.open(ctx, env)
+			l, err := a.open(ctx, env, query.None, nil)
 			if err != nil {
 				return err
 			}

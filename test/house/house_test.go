@@ -29,7 +29,7 @@ func edges() map[string][]string {
 		"cmd/picosnitch": {"internal/cli"},
 
 		// On top: only daemon starts processes, only cli knows everything.
-		"internal/cli":    {"internal/reader/query", "internal/reader/report", "internal/daemon", "internal/config", "internal/event", "internal/sensor", "internal/recorder"},
+		"internal/cli":    {"internal/reader/country", "internal/reader/query", "internal/reader/report", "internal/daemon", "internal/config", "internal/event", "internal/sensor", "internal/recorder"},
 		"internal/daemon": {"internal/config", "internal/event", "internal/errand", "internal/sensor", "internal/recorder", "internal/session"},
 		"internal/config": {"internal/event"},
 
@@ -67,8 +67,9 @@ func edges() map[string][]string {
 		"internal/session": {"internal/event", "internal/errand"},
 
 		// Everybody's wing: nothing here writes.
-		"internal/reader/query":  {"internal/schema", "internal/schema/rollup"},
-		"internal/reader/report": {"internal/reader/query"},
+		"internal/reader/country": {},
+		"internal/reader/query":   {"internal/reader/country", "internal/schema", "internal/schema/rollup"},
+		"internal/reader/report":  {"internal/reader/query"},
 
 		// The things that wings share.
 		"internal/event":         {},

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/picosnitch/picosnitch/internal/reader/country"
 	"github.com/picosnitch/picosnitch/internal/schema/rollup"
 )
 
@@ -39,7 +40,7 @@ const (
 	Port      Dimension = "port"      // of the service: see rollup.ServicePort
 	Domain    Dimension = "domain"    // in reverse notation
 	Address   Dimension = "ip"        // remote address
-	Country   Dimension = "country"   // of the remote address
+	Country   Dimension = "country"   // of the remote address: two letters, or a label of package country
 	None      Dimension = ""          // no grouping: one row with everything
 )
 
@@ -113,6 +114,13 @@ func ParseFilter(s string) (Filter, error) {
 		return Filter{}, fmt.Errorf("%w: the filter %q has none of = != ~ in it", ErrQuestion, s)
 	}
 	f.Values = strings.Split(rest, "|")
+	if f.By == Country && f.Match != Contains {
+		for i, v := range f.Values {
+			if f.Values[i], err = country.Normal(v); err != nil {
+				return Filter{}, fmt.Errorf("%w: the filter %q: %w", ErrQuestion, s, err)
+			}
+		}
+	}
 	return f, nil
 }
 
@@ -300,6 +308,6 @@ type Source interface {
 
 // Options of a source.
 type Options struct {
-	// Country says where an address is, "" if that is not known; nil: questions by country are an error.
+	// Country says where an address is (country.Database.Of); nil: questions by country are an error.
 	Country func(netip.Addr) string
 }

@@ -76,7 +76,7 @@ func (m *model) write() {
 		}
 		m.rows = append(m.rows, moved{m.at + 9, map[Dimension]string{
 			None: "", Exe: "/bin/" + name, SHA256: name, Name: name, Cmdline: name + " -x", Script: "", Parent: parent, Place: "", User: fmt.Sprint(uid), Family: "inet", Protocol: "tcp",
-			Direction: direction, Port: fmt.Sprint(rollup.ServicePort(direction, int64(lport), int64(rport))), Domain: host, Address: ip, Country: country(a),
+			Direction: direction, Port: fmt.Sprint(rollup.ServicePort(direction, int64(lport), int64(rport))), Domain: host, Address: ip, Country: land(a),
 		}, sum})
 	}
 	if err := m.s.Write(m.t.Context(), w); err != nil {
@@ -85,7 +85,7 @@ func (m *model) write() {
 	m.now = max(m.now, m.at)
 }
 
-func country(a netip.Addr) string {
+func land(a netip.Addr) string {
 	if a.Is6() {
 		return "SIX"
 	}
@@ -296,7 +296,7 @@ func TestRollups(t *testing.T) {
 				}
 			}
 		}
-		l, err := OpenLocal(t.Context(), path, Options{Country: country})
+		l, err := OpenLocal(t.Context(), path, Options{Country: land})
 		if err != nil {
 			t.Fatal(err)
 		}
