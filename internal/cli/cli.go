@@ -31,6 +31,7 @@ const (
 	ExitState       = 3 // start: already running; stop, restart, status: not running
 	ExitUnsupported = 4 // the kernel lacks what picosnitch needs
 	ExitNotRoot     = 5 // the command needs root
+	ExitRecorder    = 6 // nothing can be recorded: the folder, or a right to give it to the recorder, is missing
 	ExitInterrupted = 130
 )
 
@@ -86,6 +87,8 @@ func exitCode(err error) int {
 		return ExitUnsupported
 	case errors.Is(err, errNotRoot):
 		return ExitNotRoot
+	case errors.Is(err, daemon.ErrRecorder):
+		return ExitRecorder
 	}
 	return ExitFailure
 }
@@ -108,6 +111,7 @@ Exit codes:
   0  done                            3  already running, or not running
   1  failed                          4  the kernel lacks what picosnitch needs
   2  config or command line wrong    5  root is needed
+                                     6  the folder cannot be written
 `
 
 func commands(env Env) *cobra.Command {
@@ -259,6 +263,7 @@ func recorderCommand() *cobra.Command {
 	f.StringVar(&o.Dir, "dir", "", "")
 	f.StringVar(&o.Feed, "feed", "", "")
 	f.BoolVar(&o.Live, "live", false, "")
+	f.BoolVar(&o.Try, "try", false, "")
 	return c
 }
 

@@ -28,6 +28,7 @@ type ChildOptions struct {
 	Dir      string // the folder
 	Feed     string // directory of the live feed
 	Live     bool
+	Try      bool // reach for the folder, and end
 }
 
 // Child is the recorder's process. It has two stages: with Prepare it runs as root just long enough to see the
@@ -36,6 +37,9 @@ type ChildOptions struct {
 func Child(o ChildOptions) error {
 	if o.Prepare {
 		return prepare(o)
+	}
+	if o.Try {
+		return reach(o.Dir, o.Feed)
 	}
 	return recordStream(o)
 }
@@ -49,7 +53,7 @@ func prepare(o ChildOptions) error {
 	dir, err := mountFolder(o.Feed)
 	if err != nil {
 		// Without the right to mount the recorder can still write where the path lets it through.
-		fmt.Fprintf(os.Stderr, "picosnitch recorder: no mount namespace of its own: %v; using %s by its path\n", err, o.Dir)
+		fmt.Fprintf(os.Stderr, "picosnitch: the recorder has no mount namespace of its own (%v) and uses %s by its path\n", err, o.Dir)
 		dir = o.Dir
 	}
 	exe, err := unix.Open("/proc/self/exe", unix.O_PATH|unix.O_CLOEXEC, 0)
@@ -57,15 +61,22 @@ func prepare(o ChildOptions) error {
 		return fmt.Errorf("open /proc/self/exe: %w", err)
 	}
 	if err := dropRights(o.UID, o.GID); err != nil {
-		return err
+		return fmt.Errorf("%w: %s", err, rightsHint)
 	}
 	unix.Umask(0o027)
-	if err := keepOnly(streamFD, doorFD); err != nil {
+	keep := []int{streamFD, doorFD}
+	if o.Try {
+		keep = []int{2}
+	}
+	if err := keepOnly(keep...); err != nil {
 		return err
 	}
 	args := []string{"picosnitch", "recorder", "--dir", dir, "--feed", o.Feed}
 	if o.Live {
 		args = append(args, "--live")
+	}
+	if o.Try {
+		args = append(args, "--try")
 	}
 	err = execveat(exe, args, os.Environ())
 	if errors.Is(err, unix.ENOENT) {

@@ -55,20 +55,24 @@ func Run(ctx context.Context, o Options) error {
 	defer lock.Release()
 	folder, err := OpenFolder(place)
 	if err != nil {
-		return err
+		return unrecorded(err)
 	}
 	defer folder.Close()
 	c, err := folder.Config()
 	if err != nil {
-		return err
+		return unrecorded(err)
 	}
 	board := &bulletin{}
 	board.post(folder.notices...)
+	board.post(lacking()...)
 	if err := setNoFile(c.NoFile); err != nil {
 		board.post(event.Notice{Level: "warning", Text: fmt.Sprintf("%q: %d: %v", config.KeyNoFile, c.NoFile, err), Hint: "choose a smaller number, or null"})
 	}
 	spawn, err := newSpawner(place, folder, c, board, o)
 	if err != nil {
+		return unrecorded(err)
+	}
+	if err := spawn.try(ctx); err != nil {
 		return err
 	}
 	begun := board.peek() // the recorder prints them, too: it logs every notice
@@ -125,6 +129,17 @@ func Run(ctx context.Context, o Options) error {
 		return nil
 	}
 	return err
+}
+
+// unrecorded marks an error that is not the configuration's as one that leaves the recorder without a place to write.
+func unrecorded(err error) error {
+	if errors.Is(err, ErrConfig) {
+		return err
+	}
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("%w: %w: %s", ErrRecorder, err, rightsHint)
+	}
+	return fmt.Errorf("%w: %w", ErrRecorder, err)
 }
 
 // watchFolder tells once per change that the path of the folder does not lead to the open folder any more: what is

@@ -57,6 +57,8 @@ func childFromArgs(args []string) error {
 			o.Prepare = true
 		case "--live":
 			o.Live = true
+		case "--try":
+			o.Try = true
 		case "--dir":
 			o.Dir = value()
 		case "--feed":

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -120,9 +119,7 @@ func (s *spawner) connect(ctx context.Context) (io.ReadWriteCloser, error) {
 	}
 	defer inner.Close()
 	// /proc/self/exe is the file that runs, also after an upgrade took its name.
-	cmd := exec.Command("/proc/self/exe", "recorder", "--prepare",
-		"--uid", strconv.FormatUint(uint64(s.place.Recorder.UID), 10), "--gid", strconv.FormatUint(uint64(s.place.Recorder.GID), 10),
-		"--dir", s.folder.Path(), "--feed", feedDir(s.place.RunDir))
+	cmd := exec.Command("/proc/self/exe", s.childArgs()...)
 	cmd.Args[0] = "picosnitch"
 	cmd.Dir = "/"
 	cmd.Env = environment(s.o.Getenv)
