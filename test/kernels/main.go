@@ -32,6 +32,9 @@ type options struct {
 	doctor bool     // also in the fast mode
 	all    []string // amd64 kernels that play every scenario, also in the fast mode
 	kept   string   // folder for what the guests said, "" to forget it
+	play   bool     // scenarios
+	take   string   // regular expression of what is taken away, "" for all
+	pkgs   []string // packages whose tests run, nil for those that belong to the mode
 }
 
 func main() {
@@ -39,6 +42,9 @@ func main() {
 	flag.BoolVar(&o.fast, "fast", false, "load, and a dozen scenarios per kernel")
 	flag.StringVar(&o.only, "only", "", "regular expression of the scenarios to play")
 	flag.BoolVar(&o.tests, "tests", true, "run the tests that need a kernel")
+	flag.BoolVar(&o.play, "play", true, "play scenarios")
+	flag.StringVar(&o.take, "take", "", "regular expression of what to take away")
+	pkgs := flag.String("packages", "", "packages whose tests run, instead of those that belong to the mode")
 	flag.StringVar(&o.kept, "keep", "", "folder for everything that the guests say")
 	kernels := flag.String("kernels", "5.10,6.1,6.12,newest", "amd64 kernels")
 	arm := flag.String("arm64", "6.1,6.12", "arm64 kernels; they are emulated, too")
@@ -47,10 +53,14 @@ func main() {
 	faults := flag.String("faults", "", "kernels from which things are taken away; all, but with -fast none")
 	every := flag.String("all", "", "kernels that play every scenario, also with -fast")
 	flag.Parse()
-	o.all = words(*every)
+	o.all, o.pkgs = words(*every), words(*pkgs)
 	o.faults, o.doctor = words(*faults), !o.fast || *docs != ""
 	if flag.NArg() > 0 {
 		flag.Usage()
+		os.Exit(2)
+	}
+	if part := o.only != "" || o.take != "" || o.pkgs != nil || !o.play || !o.tests; part && *docs != "" {
+		fmt.Fprintln(os.Stderr, "kernels: a part of a run does not belong into the page: leave -docs out, or -only, -take, -packages, -play and -tests")
 		os.Exit(2)
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -179,7 +189,11 @@ func prepare(ctx context.Context, o options, b lab.Builder) (programs, error) {
 	if !o.tests || o.fast && !o.doctor {
 		return p, nil // the scenarios check identity, too
 	}
-	for _, pkg := range testPackages(o.fast) {
+	wantedPkgs := o.pkgs
+	if wantedPkgs == nil {
+		wantedPkgs = testPackages(o.fast)
+	}
+	for _, pkg := range wantedPkgs {
 		if _, err := os.Stat(pkg); err != nil {
 			continue // not there yet, or not any more
 		}

@@ -4,7 +4,8 @@
 // with what is left and says what is lost, or it ends with one clear message and an exit code of its own. It changes the machine
 // (mounts, sysctls, lockdown, which cannot be undone) and so runs in guests only; see test/kernels.
 //
-//	faults run PICOSNITCH FAULTY GENERATE OUT   FAULTY is built with the tag "fault"; the results go to OUT as JSON
+//	faults run PICOSNITCH FAULTY GENERATE OUT REGEXP   FAULTY is built with the tag "fault"; the results go to OUT as JSON;
+//	                                                   REGEXP chooses conditions by their names
 package main
 
 import (
@@ -59,15 +60,23 @@ func main() {
 		fmt.Fprintln(os.Stderr, without(os.Args[2], os.Args[3:]))
 		os.Exit(126)
 	}
-	if len(os.Args) != 6 || os.Args[1] != "run" {
-		fmt.Fprintln(os.Stderr, "usage: faults run PICOSNITCH FAULTY GENERATE OUT")
+	if len(os.Args) != 7 || os.Args[1] != "run" {
+		fmt.Fprintln(os.Stderr, "usage: faults run PICOSNITCH FAULTY GENERATE OUT REGEXP")
 		os.Exit(2)
 	}
 	b := bench{picosnitch: os.Args[2], faulty: os.Args[3], generate: os.Args[4]}
 	b.set = hookSet(b.picosnitch)
+	wanted, err := regexp.Compile(os.Args[6])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "faults:", err)
+		os.Exit(2)
+	}
 	var all []Fault
 	bad := 0
 	for _, c := range conditions(b.set) {
+		if !wanted.MatchString(c.name) {
+			continue
+		}
 		f := b.try(c)
 		all = append(all, f)
 		fmt.Printf("%-28s starts %-5t code %d equal %s ok %t %s\n    %s\n", f.Name, f.Starts, f.Code, f.Equal, f.OK, f.Why, f.Said)
