@@ -8,9 +8,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,10 +51,11 @@ type Desk struct {
 	o       Options
 	mu      sync.Mutex
 	users   map[uint32]*user // guarded by mu
-	backlog []notify.Notice  // before the first user came; guarded by mu
+	backlog []notify.Notice  // that nobody has seen yet, for users who never came before; guarded by mu
 	missed  int              // of them, the ones that found no room; guarded by mu
 	next    uint64           // number of the next errand; guarded by mu
 	news    []News           // guarded by mu
+	left    int              // news that found no room; guarded by mu
 	mutes   mutes            // guarded by mu
 	closed  bool             // guarded by mu
 	work    sync.WaitGroup
@@ -136,6 +139,9 @@ func New(o Options) (*Desk, error) {
 	d := &Desk{o: o, users: make(map[uint32]*user)}
 	// A session may still do what an earlier recorder asked: its numbers are not ours.
 	d.next = rand.Uint64N(1 << 52)
+	if o.Owner != 0 && (o.Desktop || len(o.Command) > 0) { // root has no session
+		d.user(o.Owner) // who has a queue from the beginning, whoever else comes first
+	}
 	err := d.mutes.load(o.Mutes)
 	return d, err
 }
@@ -146,13 +152,19 @@ func (d *Desk) Listen(door *errand.Door) {
 	d.work.Go(func() {
 		for {
 			uid, conn, err := door.Take()
-			if errors.Is(err, errand.ErrMessage) {
-				continue
-			}
-			if err != nil {
+			switch {
+			case err == nil:
+				d.welcome(uid, conn)
+			case errors.Is(err, io.EOF):
 				return
+			default:
+				d.mu.Lock()
+				d.tell("warning", fmt.Sprintf("a session process could not be reached: %v", err), "nothing is shown on that user's desktop until picosnitch is restarted; exe.log has everything")
+				d.mu.Unlock()
+				if !errors.Is(err, errand.ErrMessage) {
+					return
+				}
 			}
-			d.welcome(uid, conn)
 		}
 	})
 }
@@ -162,27 +174,37 @@ func (d *Desk) welcome(uid uint32, conn *errand.Conn) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	u := d.users[uid]
-	if d.closed || u == nil && len(d.users) >= maxUsers {
+	fresh := u == nil
+	if fresh && !d.closed {
+		u = d.user(uid)
+	}
+	if d.closed || u == nil {
 		conn.Close()
 		return
 	}
-	if u == nil {
-		u = &user{uid: uid, wake: make(chan struct{}, 1)}
-		d.users[uid] = u
-	}
 	d.leave(u)
 	u.conn, u.greet, u.odd, u.state = conn, true, 0, errand.State{}
-	if len(d.backlog) > 0 || d.missed > 0 {
+	if fresh {
 		for _, n := range d.backlog {
 			d.queue(u, n)
 		}
 		u.missed += d.missed
-		d.backlog, d.missed = nil, 0
+		d.missed = 0
 	}
 	gone, stop := context.WithCancel(context.Background())
 	d.work.Go(func() { defer stop(); d.receive(u, conn) })
 	d.work.Go(func() { d.send(gone, u, conn) })
 	u.poke()
+}
+
+// user is the user with a number; nil: there are too many. Called with mu held.
+func (d *Desk) user(uid uint32) *user {
+	u := d.users[uid]
+	if u == nil && len(d.users) < maxUsers {
+		u = &user{uid: uid, wake: make(chan struct{}, 1)}
+		d.users[uid] = u
+	}
+	return u
 }
 
 func (u *user) poke() {
@@ -372,6 +394,7 @@ func (d *Desk) done(u *user, a *errand.Done, f *os.File) bool {
 			d.tell("warning", fmt.Sprintf("a notice was not shown to uid %d: %s", u.uid, reason), whileAway)
 			return true
 		}
+		d.backlog = slices.DeleteFunc(d.backlog, func(n notify.Notice) bool { return slices.Contains(s.ids, n.ID) })
 		if u.shown = append(u.shown, shown{a.N, s.mute, s.undo}); len(u.shown) > maxShown {
 			u.shown = u.shown[1:]
 		}
@@ -412,9 +435,11 @@ func (d *Desk) answer(u *user, r *file, f *os.File, sha256, reason string) {
 func (d *Desk) tell(level, text, hint string) { d.add(News{Level: level, Text: text, Hint: hint}) }
 
 func (d *Desk) add(n News) {
-	if len(d.news) < maxNews {
-		d.news = append(d.news, n)
+	if len(d.news) >= maxNews {
+		d.left++
+		return
 	}
+	d.news = append(d.news, n)
 }
 
 // Take returns what came from the sessions since the last call.
@@ -422,7 +447,10 @@ func (d *Desk) Take() []News {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	n := d.news
-	d.news = nil
+	if d.left > 0 {
+		n = append(n, News{Level: "warning", Text: fmt.Sprintf("answers and messages of session processes that were left out because there were too many at once: %d", d.left), Hint: "find out which user's programs make them; what was not hashed by them is named beside this line"})
+	}
+	d.news, d.left = nil, 0
 	return n
 }
 

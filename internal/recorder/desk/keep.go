@@ -1,12 +1,13 @@
 package desk
 
 import (
+	"slices"
 	"strconv"
 
 	"github.com/picosnitch/picosnitch/internal/recorder/notify"
 )
 
-// nobody stands for the first user who comes, in what is kept over a restart.
+// nobody stands for users who never came before, in what is kept over a restart.
 const nobody = ""
 
 // owner stands for the user whose command it is.
@@ -38,25 +39,25 @@ func (w desktop) Waiting() map[uint64][]string {
 
 // Resume implements notify.Keeper.
 func (w desktop) Resume(n notify.Notice, whom []string) {
+	d := w.d
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	for _, name := range whom {
 		uid, err := strconv.ParseUint(name, 10, 32)
 		if err != nil {
-			w.Offer(n)
+			d.keep(n)
+			for _, u := range d.users { // nobody has seen it: neither the owner, nor who came while this recorder started
+				if !slices.Contains(whom, strconv.FormatUint(uint64(u.uid), 10)) {
+					d.queue(u, n)
+				}
+			}
 			continue
 		}
-		d := w.d
-		d.mu.Lock()
-		u := d.users[uint32(uid)]
-		if u == nil && len(d.users) < maxUsers {
-			u = &user{uid: uint32(uid), wake: make(chan struct{}, 1)}
-			d.users[u.uid] = u
-		}
-		if u != nil {
+		if u := d.user(uint32(uid)); u != nil {
 			d.queue(u, n)
 		} else {
 			d.notShown.Add(1)
 		}
-		d.mu.Unlock()
 	}
 }
 

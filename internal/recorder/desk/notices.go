@@ -20,22 +20,27 @@ type desktop struct{ d *Desk }
 func (desktop) Name() string      { return "desktop" }
 func (w desktop) Dropped() uint64 { return w.d.notShown.Load() }
 
-// Offer queues the notice for every user who is or was there; for the first one, when nobody was yet.
+// Offer queues the notice for the owner and every user who is or was there, and keeps it for others until somebody has seen it.
 func (w desktop) Offer(n notify.Notice) {
 	d := w.d
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.users) == 0 {
-		if d.backlog = append(d.backlog, n); len(d.backlog) > maxQueue {
-			i := max(slices.IndexFunc(d.backlog, func(n notify.Notice) bool { return n.Urgency != notify.Critical }), 0)
-			d.backlog = slices.Delete(d.backlog, i, i+1)
-			d.missed++
-			d.notShown.Add(1)
-		}
-		return
-	}
+	d.keep(n)
 	for _, u := range d.users {
 		d.queue(u, n)
+	}
+}
+
+// keep keeps a notice for users who never came before. Called with mu held.
+func (d *Desk) keep(n notify.Notice) {
+	if d.backlog = append(d.backlog, n); len(d.backlog) <= maxQueue {
+		return
+	}
+	i := max(slices.IndexFunc(d.backlog, func(n notify.Notice) bool { return n.Urgency != notify.Critical }), 0)
+	d.backlog = slices.Delete(d.backlog, i, i+1)
+	d.missed++
+	if len(d.users) == 0 { // it was in nobody's queue either
+		d.notShown.Add(1)
 	}
 }
 
@@ -166,11 +171,7 @@ func (w command) Offer(n notify.Notice) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	u := d.users[d.o.Owner]
-	if u == nil {
-		u = &user{uid: d.o.Owner, wake: make(chan struct{}, 1)}
-		d.users[d.o.Owner] = u
-	}
-	if len(u.runs) >= maxRuns {
+	if u == nil || len(u.runs) >= maxRuns { // nil: root, as whom nothing is run
 		d.notRun.Add(1)
 		return
 	}
