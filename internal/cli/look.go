@@ -123,7 +123,10 @@ func printStatus(w io.Writer, s recorder.Status) {
 			how = or(r.Error, "not connected yet")
 		}
 		line("SQL server", "%s: %s", r.Server, how)
-		line("", "%d records delivered, %d wait in the spool (%d of %d MB), %d dropped, %d without a hash, %d values cut", r.Delivered.Records, r.Waiting.Records, r.Bytes>>20, r.Limit>>20, r.Dropped.Records, r.NoHash, r.Cut)
+		line("", "%d records delivered, %d wait in the spool (%d of %d MB), %d dropped because it was full, %d without a hash, %d values cut", r.Delivered.Records, r.Waiting.Records, r.Bytes>>20, r.Limit>>20, r.Dropped.Records, r.NoHash, r.Cut)
+		if r.Damaged > 0 || r.Unreadable.Records > 0 {
+			line("", "the spool is damaged: %d records, %d bytes cannot be read (see error.log)", r.Unreadable.Records, r.Damaged)
+		}
 	}
 	line("snitch.db", "%d bytes", s.DatabaseBytes)
 	if s.Takeover != "" {

@@ -110,6 +110,13 @@ func (r *recorder) tellServer() {
 		r.tell.add("spool", n)
 		r.serverDropped = st.Dropped.Records
 	}
+	if n := st.Unreadable.Records - r.serverUnreadable; n > 0 {
+		r.tell.add("spool unreadable", n)
+		r.serverUnreadable = st.Unreadable.Records
+	}
+	if n := r.tell.due("spool unreadable", r.at, r.final); n > 0 {
+		r.notice("error", fmt.Sprintf("%d records did not reach the SQL server because its spool is damaged: they cannot be read", n), "look after the disk; snitch.db has them")
+	}
 	if n := r.tell.due("spool", r.at, r.final); n > 0 {
 		r.notice("error", fmt.Sprintf("%d records did not reach the SQL server and were dropped from its full spool", n), "bring the server back, or raise \"DB spool limit (MB)\"; snitch.db has them")
 	}

@@ -130,8 +130,9 @@ type recorder struct {
 	badBatch     string
 	dropped      []store.Dropped // told, by queue
 
-	serverDropped uint64 // records dropped by the spool, told
-	serverError   string // why there is no copy although one is asked for
+	serverDropped    uint64 // records dropped by the spool, told
+	serverUnreadable uint64 // records in it that cannot be read, told
+	serverError      string // why there is no copy although one is asked for
 }
 
 // Run records the stream until it ends (EOF), which is no error. It always writes what it has taken in. ctx ends it earlier, if
@@ -215,6 +216,7 @@ func open(ctx context.Context, o Options) (*recorder, error) {
 			r.notice("error", "nothing is copied to the SQL server: "+r.serverError, "mend it, and restart picosnitch")
 		} else {
 			r.queues = append(r.queues, store.NewQueue(r.server, maxWaiting))
+			r.serverUnreadable = r.server.Status().Unreadable.Records // it tells those itself
 		}
 	}
 	r.dropped = make([]store.Dropped, len(r.queues))

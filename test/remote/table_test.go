@@ -1,6 +1,7 @@
 package remote_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -429,6 +430,71 @@ func TestSpool(t *testing.T) {
 		got := g.ask(t, "SELECT count(*), (SELECT sum(dropped) FROM connections_batches), max(net_ns) FROM connections")
 		if want := fmt.Sprintf("%d\t%d\t%d", st.Waiting.Records, st.Dropped.Records, n); got != want {
 			t.Errorf("rows, dropped, last window: got %q, want %q", got, want)
+		}
+	})
+}
+
+// TestDamagedSpool: records that cannot be read back from the spool, or not be understood, are neither delivered nor dropped because it was
+// full: they are counted as what they are, here and on the server, and the others arrive.
+func TestDamagedSpool(t *testing.T) {
+	targets(t, func(t *testing.T, g *target) {
+		if g.dialect != remote.Postgres {
+			return // the spool is the same
+		}
+		dir := spoolDir(t)
+		s := g.settings()
+		port := s.Params["port"]
+		s.Params["port"] = "1" // nobody is there
+		r := start(t, s, dir)
+		m := windows.New(windows.Shape{})
+		const n, records = 5, 100
+		for i := 1; i <= n; i++ {
+			if err := r.Write(t.Context(), m.Window(i, records)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.Close()
+		// The second window: a bit of its payload. Its host's name is in every payload.
+		names, _ := filepath.Glob(filepath.Join(dir, "*.spool"))
+		for _, name := range names {
+			b, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if parts := bytes.SplitAfter(b, []byte("host-a")); len(parts) > n {
+				at := len(parts[0]) + len(parts[1]) - 1
+				b[at] ^= 1
+				if err := os.WriteFile(name, b, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		// One of a version that is not known.
+		sp, err := spool.Open(dir, spool.MinLimit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := sp.Append(spool.Frame{Count: spool.Count{Records: 7}, Payload: []byte{99, 1, 2, 3}}); err != nil {
+			t.Fatal(err)
+		}
+		sp.Close()
+		s.Params["port"] = port
+		r = start(t, s, dir)
+		if err := r.Write(t.Context(), m.Window(n+1, records)); err != nil {
+			t.Fatal(err)
+		}
+		delivered(t, r)
+		st, told := r.Status(), fmt.Sprint(r.Notices())
+		r.Close()
+		if st.Unreadable.Records != records+7 || st.Delivered.Records != n*records || st.Dropped.Records != 0 || st.Damaged == 0 {
+			t.Errorf("%+v", st)
+		}
+		if !strings.Contains(told, "its version is 99") || strings.Count(told, "cannot be understood") != 1 {
+			t.Errorf("told: %s", told)
+		}
+		got := g.ask(t, "SELECT count(*), count(DISTINCT net_ns), (SELECT sum(records) FROM connections_batches), (SELECT sum(dropped) FROM connections_batches) FROM connections")
+		if want := fmt.Sprintf("%d\t%d\t%d\t%d", n*records, n, n*records, records+7); got != want {
+			t.Errorf("rows, windows, records, lost: got %q, want %q", got, want)
 		}
 	})
 }

@@ -163,10 +163,7 @@ func (r *Remote) deliver(ctx context.Context, s server, asked *string) (held tim
 		if err != nil {
 			return 0, false, err
 		}
-		delivered, err := r.spool.Skip(chain, last)
-		if err != nil {
-			return 0, false, err
-		}
+		delivered := r.spool.Skip(chain, last)
 		if delivered > last && r.lost != chain {
 			r.lost = chain
 			r.tell("error", fmt.Sprintf("the SQL server (%s) has lost batches that it had confirmed: %d of chain %s", r.o.where(), delivered-last, chain), "was it restored from a backup? snitch.db has them, the server has not")
@@ -174,18 +171,18 @@ func (r *Remote) deliver(ctx context.Context, s server, asked *string) (held tim
 		*asked = chain
 		return 0, false, nil // the oldest frame may be of another chain now
 	}
-	b, err := r.spool.Read(maxBatchRecords, maxBatchBytes)
-	if err != nil || b == nil {
-		return 0, false, err
+	b := r.spool.Read(maxBatchRecords, maxBatchBytes)
+	if b == nil {
+		return 0, false, nil
 	}
 	defer func() {
 		if !sent {
 			r.spool.Release(b)
 		}
 	}()
-	d, without, held, err := r.prepare(b)
-	if err != nil || held > 0 {
-		return held, false, err
+	d, without, held := r.prepare(b)
+	if held > 0 {
+		return held, false, nil
 	}
 	err = s.send(ctx, d)
 	if errors.Is(err, errThere) {
@@ -212,22 +209,26 @@ func (r *Remote) deliver(ctx context.Context, s server, asked *string) (held tim
 
 // prepare decodes a batch. It is shortened to what need not wait for a hash any more, and held tells how long the first frame
 // has to wait if that is nothing. without counts rows that go without the hash of their executable.
-func (r *Remote) prepare(b *spool.Batch) (d *delivery, without uint64, held time.Duration, err error) {
+func (r *Remote) prepare(b *spool.Batch) (d *delivery, without uint64, held time.Duration) {
 	now := r.opt.Clock()
 	d = &delivery{chain: b.Chain, first: b.First}
 	for i, f := range b.Frames {
 		if f.Payload == nil {
-			continue // damaged, and counted
+			continue // damaged
 		}
 		w, pending, err := decode(f.Payload, r.late.find)
 		if err != nil {
-			// It was written by another version, or its checksum is right by accident: the others must not wait for ever.
-			r.tell("error", fmt.Sprintf("%v: %d records will not reach the SQL server", err, f.Records), "report it")
+			// It was written by a newer version, or its checksum is right by accident: the others must not wait for ever.
+			b.Frames[i].Payload = nil
+			if !r.strange {
+				r.strange = true
+				r.tell("error", fmt.Sprintf("%v: its records will not reach the SQL server", err), "`picosnitch status` counts them; snitch.db has them; if no newer picosnitch has run here, report it")
+			}
 			continue
 		}
 		if age := now.Sub(time.Unix(f.At, 0)); pending && age >= 0 && age < lateLimit {
 			if i == 0 {
-				return nil, 0, min(lateLimit-age, time.Second), nil
+				return nil, 0, min(lateLimit-age, time.Second)
 			}
 			b.Keep(i)
 			break
@@ -241,8 +242,8 @@ func (r *Remote) prepare(b *spool.Batch) (d *delivery, without uint64, held time
 		}
 		d.windows = append(d.windows, w)
 	}
-	d.last, d.dropped = b.Last, b.Lost().Records
-	return d, without, 0, nil
+	d.last, d.dropped = b.Last, b.Lost().Records+b.Unreadable().Records
+	return d, without, 0
 }
 
 // succeed takes note of a delivery.

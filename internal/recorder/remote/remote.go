@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -78,11 +79,13 @@ type Status struct {
 	Bytes     int64       `json:"spool_bytes"`     // on disk
 	Limit     int64       `json:"spool_limit"`     // bytes
 	Oldest    int64       `json:"oldest"`          // unix seconds at which what waits longest was recorded; 0: nothing waits
-	Dropped   spool.Count `json:"dropped"`         // what the spool could not keep
-	Damaged   int64       `json:"damaged"`         // bytes of the spool that could not be read
-	NoHash    uint64      `json:"no_hash"`         // rows sent without a hash that did not come in time
-	Cut       uint64      `json:"cut,omitempty"`   // values that did not fit into the server's columns
-	Last      int64       `json:"last_delivery"`   // unix seconds; 0: none yet
+	Dropped   spool.Count `json:"dropped"`         // what the spool could not keep, because it was full
+	// Unreadable is what was in the spool and cannot be read: the disk is damaged, or a newer version wrote it.
+	Unreadable spool.Count `json:"unreadable"`
+	Damaged    int64       `json:"damaged"`       // bytes of the spool that could not be read
+	NoHash     uint64      `json:"no_hash"`       // rows sent without a hash that did not come in time
+	Cut        uint64      `json:"cut,omitempty"` // values that did not fit into the server's columns
+	Last       int64       `json:"last_delivery"` // unix seconds; 0: none yet
 }
 
 // Remote is a store.Sink whose windows go to a server. Write and Resume belong to one goroutine; the rest is safe for several.
@@ -92,12 +95,13 @@ type Remote struct {
 	spool *spool.Spool
 	late  late
 
-	cancel context.CancelFunc
-	leave  chan struct{} // closed when Close begins
-	there  place         // of the last errThere; the goroutine's
-	warned bool          // of the tables; the goroutine's
-	lost   string        // chain whose loss was told; the goroutine's
-	done   chan struct{} // closed when the goroutine has ended
+	cancel  context.CancelFunc
+	leave   chan struct{} // closed when Close begins
+	there   place         // of the last errThere; the goroutine's
+	warned  bool          // of the tables; the goroutine's
+	strange bool          // a frame that is not understood was told; the goroutine's
+	lost    string        // chain whose loss was told; the goroutine's
+	done    chan struct{} // closed when the goroutine has ended
 
 	mu      sync.Mutex
 	status  Status   // guarded by mu
@@ -122,14 +126,30 @@ func Open(s Settings, o Options) (*Remote, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &Remote{o: s, opt: o, spool: sp, cancel: cancel, leave: make(chan struct{}), done: make(chan struct{})}
 	r.status.Server = s.where()
-	if st := sp.Status(); st.Damaged > 0 {
-		r.tell("error", fmt.Sprintf("the spool %s is damaged: %d bytes in it cannot be read, and what they hold will not reach the SQL server", filepath.Base(o.Dir), st.Damaged), "look after the disk")
-	}
+	r.tellDamage(sp.Status())
 	go func() {
 		defer close(r.done)
 		r.run(ctx)
 	}()
 	return r, nil
+}
+
+// tellDamage tells what cannot be used of an earlier process's spool.
+func (r *Remote) tellDamage(st spool.Status) {
+	const hint = "look after the disk; snitch.db has the rows that it had been given"
+	name := filepath.Base(r.opt.Dir)
+	if st.Damaged > 0 {
+		r.tell("error", fmt.Sprintf("the spool %s is damaged: %d bytes of it cannot be read, and at least %d records in them will not reach the SQL server", name, st.Damaged, st.Unreadable.Records), hint)
+	}
+	if len(st.Aside) > 0 {
+		r.tell("error", fmt.Sprintf("the spool %s: files whose beginning is damaged were renamed: %s", name, strings.Join(st.Aside, " ")), "delete them when you have looked at them")
+	}
+	if st.Short > 0 {
+		r.tell("error", fmt.Sprintf("the spool %s is damaged: files that end too early: %d; what they held behind that will not reach the SQL server", name, st.Short), hint)
+	}
+	if len(st.Foreign) > 0 {
+		r.tell("error", fmt.Sprintf("the spool %s has files of another version of picosnitch, which are left alone: %s", name, strings.Join(st.Foreign, " ")), "that version delivers them when it runs again; else delete them")
+	}
 }
 
 // check refuses settings that can never work.
@@ -209,7 +229,7 @@ func (r *Remote) Status() Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	st := r.status
-	st.Waiting, st.Frames, st.Bytes, st.Limit, st.Oldest, st.Dropped, st.Damaged = s.Waiting, s.Frames, s.Bytes, r.o.Limit, s.Oldest, s.Dropped, s.Damaged
+	st.Waiting, st.Frames, st.Bytes, st.Limit, st.Oldest, st.Dropped, st.Unreadable, st.Damaged = s.Waiting, s.Frames, s.Bytes, r.o.Limit, s.Oldest, s.Dropped, s.Unreadable, s.Damaged
 	return st
 }
 

@@ -39,7 +39,6 @@ type segment struct {
 	offset int64  // of the first frame that was not delivered
 	number uint64 // of the frames before it
 	done   tally  // in them
-	known  int64  // up to here damaged payloads are counted
 	busy   bool   // a Batch of it is out
 	broken bool   // half a frame is at its end and cannot be taken back
 }
@@ -81,40 +80,67 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// load opens a segment of an earlier process. It returns nil when not even its header is whole, and the bytes that are there
-// and cannot be used, not counting the half of a frame that a kill left at the end.
-func load(path string) (g *segment, mark []byte, damaged int64, err error) {
+// loaded is what is found of a segment of an earlier process.
+type loaded struct {
+	segment     *segment // nil: none of it can be used
+	first, mark []byte   // the mark that it begins with, and that of its last frame (or the first, when it has none)
+	foreign     bool     // it is of another version
+	damaged     int64    // bytes that are there and cannot be used, without the half of a frame that a kill left at the end
+	unreadable  Count    // what was found in them
+}
+
+// load opens a segment of an earlier process.
+func load(path string) (l loaded, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		return nil, nil, 0, err
+		return l, err
 	}
 	defer func() {
-		if g == nil {
+		if l.segment == nil {
 			f.Close()
 		}
 	}()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, nil, 0, err
+		return l, err
+	}
+	damaged := func(from int64) (loaded, error) {
+		l.damaged = info.Size() - from
+		l.unreadable = salvage(f, from)
+		return l, nil
 	}
 	head := make([]byte, headSize)
 	if _, err := f.ReadAt(head, 0); err != nil {
 		if errors.Is(err, io.EOF) {
-			return nil, nil, 0, nil
+			return l, nil
 		}
-		return nil, nil, 0, err
+		return damaged(0)
+	}
+	if string(head[:len(magic)]) != magic {
+		if string(head[:len(magic)-1]) == magic[:len(magic)-1] && head[len(magic)-1] > '0' && head[len(magic)-1] <= '9' {
+			l.foreign, l.damaged = true, info.Size()
+			return l, nil
+		}
+		return damaged(0)
 	}
 	n := binary.LittleEndian.Uint32(head[len(magic)+16:])
-	if string(head[:len(magic)]) != magic || n > maxMark {
-		return nil, nil, info.Size(), nil
+	if n > maxMark {
+		return damaged(0)
+	}
+	l.first = make([]byte, n)
+	if _, err := f.ReadAt(l.first, int64(headSize)); err != nil {
+		if errors.Is(err, io.EOF) {
+			return l, nil
+		}
+		return damaged(0)
+	}
+	if crc32.Checksum(l.first, table()) != binary.LittleEndian.Uint32(head[len(magic)+20:]) {
+		return damaged(0)
 	}
 	if n > 0 {
-		mark = make([]byte, n)
-		if _, err := f.ReadAt(mark, int64(headSize)); err != nil || crc32.Checksum(mark, table()) != binary.LittleEndian.Uint32(head[len(magic)+20:]) {
-			return nil, nil, 0, nil
-		}
+		l.mark = l.first
 	}
-	g = &segment{f: f, since: info.ModTime().Unix()}
+	g := &segment{f: f, since: info.ModTime().Unix()}
 	copy(g.chain[:], head[len(magic):])
 	g.size = int64(headSize) + int64(n)
 	g.offset = g.size
@@ -123,8 +149,8 @@ func load(path string) (g *segment, mark []byte, damaged int64, err error) {
 	for {
 		h, err := g.header(g.size)
 		if err != nil {
-			if rest := info.Size() - g.size; rest >= frameHead && !errors.Is(err, io.EOF) {
-				damaged = rest
+			if info.Size()-g.size >= frameHead && !errors.Is(err, io.EOF) {
+				l, _ = damaged(g.size)
 			}
 			break
 		}
@@ -139,12 +165,36 @@ func load(path string) (g *segment, mark []byte, damaged int64, err error) {
 		g.total = g.total.add(tally{h.Count, h.Lost})
 	}
 	if lastMark >= 0 {
-		mark = make([]byte, lastSize)
-		if _, err := f.ReadAt(mark, lastMark); err != nil {
-			return nil, nil, 0, err
+		mark := make([]byte, lastSize)
+		if _, err := f.ReadAt(mark, lastMark); err == nil { // else the sensor sends again what we have: better twice than never
+			l.mark = mark
 		}
 	}
-	return g, mark, damaged, nil
+	l.segment = g
+	return l, nil
+}
+
+// salvage counts what the frames hold whose headers are whole, from a place where there is none. They cannot be delivered: their numbers
+// are not known, and without them nobody can say whether the server has them.
+func salvage(f *os.File, from int64) (c Count) {
+	const most = 64 << 20 // a segment is 8 MB, and a frame that did not fit into it
+	b, err := io.ReadAll(io.NewSectionReader(f, from, most))
+	if err != nil && len(b) == 0 {
+		return c
+	}
+	for len(b) >= frameHead {
+		h, ok := parseHeader(b)
+		switch {
+		case !ok:
+			b = b[1:]
+			continue
+		case h.size() > int64(len(b)):
+			return c
+		}
+		c = c.Add(h.Count).Add(h.Lost)
+		b = b[h.size():]
+	}
+	return c
 }
 
 // header is a frame's fixed part.
@@ -181,18 +231,25 @@ func (g *segment) header(offset int64) (header, error) {
 	if _, err := g.f.ReadAt(b[:], offset); err != nil {
 		return header{}, err
 	}
+	h, ok := parseHeader(b[:])
+	if !ok {
+		return header{}, fmt.Errorf("%s is damaged at byte %d", filepath.Base(g.f.Name()), offset)
+	}
+	return h, nil
+}
+
+// parseHeader reads the header at the beginning of b, which must hold it.
+func parseHeader(b []byte) (h header, ok bool) {
 	u64 := func(at int) uint64 { return binary.LittleEndian.Uint64(b[at:]) }
 	u32 := func(at int) uint32 { return binary.LittleEndian.Uint32(b[at:]) }
-	h := header{
+	h = header{
 		Count:   Count{u64(0), u64(8), u64(16)},
 		Lost:    Count{u64(24), u64(32), u64(40)},
 		At:      int64(min(u64(48), math.MaxInt64)),
 		markLen: int(u32(markLength)), payloadLen: int(u32(paySize)), sum: u32(payloadSum),
 	}
-	if u32(headerSum) != crc32.Checksum(b[:headerSum], table()) || u32(notInFrames) != 0 || h.markLen > maxMark || h.payloadLen > maxPayload {
-		return header{}, fmt.Errorf("%s is damaged at byte %d", filepath.Base(g.f.Name()), offset)
-	}
-	return h, nil
+	ok = u32(notInFrames) == 0 && h.markLen <= maxMark && h.payloadLen <= maxPayload && u32(headerSum) == crc32.Checksum(b[:headerSum], table())
+	return h, ok
 }
 
 // read reads the frame at an offset.

@@ -5,6 +5,7 @@
 package spool
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -41,7 +42,7 @@ type Frame struct {
 	At      int64  // unix seconds at which it was appended
 	Mark    []byte // the caller's position, at most 64 KB; Spool.Mark has the last one after a restart
 	Lost    Count  // what was dropped before this frame
-	Payload []byte // from Read, nil if it was damaged (and is counted as dropped already)
+	Payload []byte // from Read, nil if it is damaged; who reads sets it to nil when it cannot be understood: Done counts it as unreadable
 
 	size int64 // in the file
 }
@@ -65,8 +66,14 @@ type Status struct {
 	Frames  uint64
 	Bytes   int64 // on disk
 	Oldest  int64 // unix seconds; 0: nothing waits
-	Dropped Count // since it was opened
-	Damaged int64 // bytes that could not be read; since it was opened
+	Dropped Count // since it was opened, because it was full
+
+	// What is damaged, since it was opened.
+	Unreadable Count    // in frames that cannot be read; where not even their headers can, what could be found
+	Damaged    int64    // bytes that cannot be read
+	Short      int      // files that end too early: how much they held is not known
+	Foreign    []string // files of another version of picosnitch: left alone
+	Aside      []string // files whose beginning is damaged, by their new names
 }
 
 // Spool is the queue. It is safe for concurrent use by one that appends and one that reads.
@@ -81,10 +88,11 @@ type Spool struct {
 	segments []*segment // the last one is appended to; guarded by mu
 	next     uint64     // number of the next segment; guarded by mu
 	mark     []byte     // guarded by mu
+	whole    uint64     // number of the segment whose last frame mark is of, while they are loaded
 	bytes    int64      // of all segments; guarded by mu
-	dropped  Count      // guarded by mu
-	unsaid   Count      // dropped, and not yet in a frame; guarded by mu
-	damaged  int64      // guarded by mu
+	foreign  int64      // bytes of files that are left alone
+	lost     Status     // its counts of what was lost; guarded by mu
+	unsaid   Count      // lost, and not yet in a frame; guarded by mu
 	synced   time.Time  // guarded by mu
 	scratch  []byte     // guarded by mu
 }
@@ -142,20 +150,39 @@ func (s *Spool) load(name string) error {
 		return nil // not ours
 	}
 	s.next = max(s.next, number+1)
-	g, mark, damaged, err := load(name)
-	s.damaged += damaged
+	l, err := load(name)
 	if err != nil {
 		return fmt.Errorf("open spool: %w", err)
 	}
-	if g == nil {
+	switch {
+	case l.foreign:
+		s.foreign += l.damaged
+		s.lost.Foreign = append(s.lost.Foreign, filepath.Base(name))
+		return nil
+	case l.segment == nil && l.damaged == 0:
 		// Not even a whole header: nothing was ever acknowledged of it.
 		return os.Remove(name)
 	}
-	if mark != nil {
-		s.mark = mark
+	s.lost.Damaged += l.damaged
+	s.lost.Unreadable, s.unsaid = s.lost.Unreadable.Add(l.unreadable), s.unsaid.Add(l.unreadable)
+	if l.segment == nil {
+		aside := name + ".damaged"
+		s.lost.Aside = append(s.lost.Aside, filepath.Base(aside))
+		return os.Rename(name, aside)
 	}
-	s.segments = append(s.segments, g)
-	s.bytes += g.size
+	// A segment begins with the last mark of the one before it.
+	if s.whole == number-1 && s.whole > 0 && !bytes.Equal(s.mark, l.first) {
+		s.lost.Short++
+	}
+	s.whole = number
+	if l.damaged > 0 {
+		s.whole = 0 // and it is counted already
+	}
+	if l.mark != nil {
+		s.mark = l.mark
+	}
+	s.segments = append(s.segments, l.segment)
+	s.bytes += l.segment.size
 	return nil
 }
 
@@ -210,7 +237,7 @@ func (s *Spool) Append(f Frame) error {
 	s.bytes += size
 	s.mark = slices.Clone(f.Mark)
 	for _, v := range victims {
-		s.dropped = s.dropped.Add(v.left().Count)
+		s.lost.Dropped = s.lost.Dropped.Add(v.left().Count)
 		s.remove(v)
 	}
 	if now := s.clock(); now.Sub(s.synced) >= syncEvery || now.Before(s.synced) {
@@ -227,7 +254,7 @@ func (s *Spool) Append(f Frame) error {
 // victims are the oldest segments that must go for size more bytes: not the one that is written, nor one that is being delivered
 // (its frames may be there already).
 func (s *Spool) victims(size int64) (v []*segment) {
-	over := s.bytes + size - s.limit
+	over := s.bytes + size - max(s.limit-s.foreign, MinLimit)
 	for _, g := range s.segments[:len(s.segments)-1] {
 		if over <= 0 {
 			break
@@ -278,13 +305,14 @@ func (s *Spool) oldest() *segment {
 }
 
 // Read returns the oldest frames, one at least if there is one, and of one chain: at most limit records (of more than one frame)
-// and bytes. Until Done or Release they cannot be dropped. nil: nothing waits.
-func (s *Spool) Read(records uint64, bytes int64) (*Batch, error) {
+// and bytes. Until Done or Release they cannot be dropped. nil: nothing waits, or only what is damaged beyond finding its frames: it is
+// counted and skipped.
+func (s *Spool) Read(records uint64, bytes int64) *Batch {
 	s.mu.Lock()
 	g := s.oldest()
 	if g == nil {
 		s.mu.Unlock()
-		return nil, nil
+		return nil
 	}
 	g.busy = true
 	offset, number, last := g.offset, g.number, g.frames
@@ -297,44 +325,30 @@ func (s *Spool) Read(records uint64, bytes int64) (*Batch, error) {
 			if len(b.Frames) > 0 {
 				break // the next Read begins with it
 			}
+			s.mu.Lock()
 			s.giveUp(g)
-			s.Release(b)
-			return nil, err
+			g.busy = false
+			s.purge()
+			s.mu.Unlock()
+			return nil
 		}
 		if len(b.Frames) > 0 && b.sum.Records+f.Records > records { // whole frames only
 			break
-		}
-		if f.Payload == nil {
-			s.damage(g, b.end, &f)
 		}
 		b.Frames = append(b.Frames, f)
 		b.sum = b.sum.add(tally{f.Count, f.Lost})
 		b.end += size
 		b.Last++
 	}
-	return b, nil
+	return b
 }
 
 // giveUp counts what cannot be read any more, from the next frame to the end of the segment.
 func (s *Spool) giveUp(g *segment) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	left := g.left()
-	s.dropped, s.unsaid = s.dropped.Add(left.Count), s.unsaid.Add(left.Count).Add(left.lost)
-	s.damaged += g.size - g.offset
+	s.lost.Unreadable, s.unsaid = s.lost.Unreadable.Add(left.Count), s.unsaid.Add(left.Count).Add(left.lost)
+	s.lost.Damaged += g.size - g.offset
 	g.done, g.number, g.offset = g.total, g.frames, g.size
-}
-
-// damage counts a frame whose payload cannot be read, once.
-func (s *Spool) damage(g *segment, offset int64, f *Frame) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if offset < g.known {
-		return
-	}
-	g.known = offset + f.size
-	s.dropped, s.unsaid = s.dropped.Add(f.Count), s.unsaid.Add(f.Count)
-	s.damaged += f.size
 }
 
 // Keep shortens a batch to its first n frames.
@@ -347,16 +361,32 @@ func (b *Batch) Keep(n int) {
 	b.Frames = b.Frames[:n]
 }
 
-// Count is what the batch holds.
-func (b *Batch) Count() Count { return b.sum.Count }
+// Count is what the batch holds, without what is unreadable.
+func (b *Batch) Count() Count { return b.sum.Count.minus(b.Unreadable()) }
+
+// Unreadable is what its frames without a payload held.
+func (b *Batch) Unreadable() (c Count) {
+	for i := range b.Frames {
+		if b.Frames[i].Payload == nil {
+			c = c.Add(b.Frames[i].Count)
+		}
+	}
+	return c
+}
 
 // Lost is what was dropped before its frames.
 func (b *Batch) Lost() Count { return b.sum.lost }
 
-// Done forgets a batch: it was delivered.
+// Done forgets a batch: it was delivered, but for what is unreadable, which is counted.
 func (s *Spool) Done(b *Batch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.lost.Unreadable = s.lost.Unreadable.Add(b.Unreadable())
+	for i := range b.Frames {
+		if b.Frames[i].Payload == nil {
+			s.lost.Damaged += b.Frames[i].size
+		}
+	}
 	g := b.seg
 	g.busy = false
 	g.offset, g.number, g.done = b.end, b.Last, g.done.add(b.sum)
@@ -372,7 +402,7 @@ func (s *Spool) Release(b *Batch) {
 
 // Skip forgets the frames of a chain up to number last: the server has them. It returns how many were delivered as far as we know:
 // more than last when the server has lost what it had confirmed.
-func (s *Spool) Skip(chain string, last uint64) (delivered uint64, err error) {
+func (s *Spool) Skip(chain string, last uint64) (delivered uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.purge()
@@ -383,7 +413,8 @@ func (s *Spool) Skip(chain string, last uint64) (delivered uint64, err error) {
 		for g.number < last && g.number < g.frames {
 			h, err := g.header(g.offset)
 			if err != nil {
-				return 0, err
+				s.giveUp(g) // also what the server may have: a loss that is told and was none
+				break
 			}
 			g.offset += h.size()
 			g.number++
@@ -391,14 +422,15 @@ func (s *Spool) Skip(chain string, last uint64) (delivered uint64, err error) {
 		}
 		delivered = g.number
 	}
-	return delivered, nil
+	return delivered
 }
 
 // Status says what is there.
 func (s *Spool) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := Status{Bytes: s.bytes, Dropped: s.dropped, Damaged: s.damaged}
+	st := s.lost
+	st.Bytes = s.bytes
 	for _, g := range s.segments {
 		st.Waiting = st.Waiting.Add(g.left().Count)
 		st.Frames += g.frames - g.number

@@ -64,10 +64,7 @@ func number(t *testing.T, f Frame) int {
 func drain(t *testing.T, s *Spool) (all []int) {
 	t.Helper()
 	for {
-		b, err := s.Read(1000, 1<<20)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := s.Read(1000, 1<<20)
 		if b == nil {
 			return all
 		}
@@ -104,12 +101,10 @@ func TestOrder(t *testing.T) {
 			continue
 		}
 		chain := s.Chain()
-		if _, err := s.Skip(chain, server[chain]); err != nil {
-			t.Fatal(err)
-		}
-		b, err := s.Read(200, 1<<20)
-		if err != nil || b == nil {
-			t.Fatal(b, err)
+		s.Skip(chain, server[chain])
+		b := s.Read(200, 1<<20)
+		if b == nil {
+			t.Fatal("nothing waits")
 		}
 		if len(b.Frames) > 3 {
 			b.Keep(len(b.Frames) - 2)
@@ -136,16 +131,11 @@ func TestOrder(t *testing.T) {
 	}
 	for s.Chain() != "" {
 		chain := s.Chain()
-		if _, err := s.Skip(chain, server[chain]); err != nil {
-			t.Fatal(err)
-		}
+		s.Skip(chain, server[chain])
 		if s.Chain() != chain {
 			continue
 		}
-		b, err := s.Read(1000, 1<<20)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := s.Read(1000, 1<<20)
 		server[b.Chain] = b.Last
 		for _, f := range b.Frames {
 			got = append(got, number(t, f))
@@ -185,10 +175,7 @@ func TestBound(t *testing.T) {
 			t.Fatalf("%d bytes on disk", st.Bytes)
 		}
 		if i == 4000 {
-			var err error
-			if held, err = s.Read(50, 1<<20); err != nil {
-				t.Fatal(err)
-			}
+			held = s.Read(50, 1<<20)
 		}
 		if i == 6000 {
 			s.Done(held)
@@ -197,10 +184,7 @@ func TestBound(t *testing.T) {
 	}
 	dropped := s.Status().Dropped
 	for {
-		b, err := s.Read(1000, 1<<20)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := s.Read(1000, 1<<20)
 		if b == nil {
 			break
 		}
@@ -213,43 +197,84 @@ func TestBound(t *testing.T) {
 	}
 }
 
-// TestDamage: a flipped bit costs the frame that it is in, and is told; a damaged header costs the rest of its segment.
+// TestDamage: a flipped bit costs the frame that it is in, a damaged header the rest of its segment; both are counted as unreadable, never as
+// delivered or as dropped by a full spool, and once. What was cut off is told, and a file of another version is not touched.
 func TestDamage(t *testing.T) {
-	for _, c := range []struct {
-		name      string
-		at        func(g *segment) int64
-		remaining int
-		counted   bool
-	}{
-		{"payload", func(g *segment) int64 { return g.offset + frameHead + 50 }, 9, true},
-		{"header", func(g *segment) int64 { return g.offset + 3 }, 0, false},
-		{"magic", func(*segment) int64 { return 0 }, 0, false},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "spool")
-			s := open(t, dir, MinLimit)
-			for i := range 10 {
-				if err := s.Append(frame(i+1, 100)); err != nil {
-					t.Fatal(err)
-				}
-			}
-			g := s.segments[0]
-			at := c.at(g)
-			s.Close()
+	flip := func(at func(g *segment) int64) func(t *testing.T, g *segment) {
+		return func(t *testing.T, g *segment) {
 			f, err := os.OpenFile(g.f.Name(), os.O_RDWR, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
-			f.WriteAt([]byte{0xff}, at)
-			f.Close()
-			s = open(t, dir, MinLimit)
-			defer s.Close()
-			n := 0
-			for range 2 { // given back once: not counted twice
-				b, err := s.Read(100, 1<<20)
-				if err != nil {
+			defer f.Close()
+			b := make([]byte, 1)
+			if _, err := f.ReadAt(b, at(g)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt([]byte{b[0] ^ 0x20}, at(g)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	cut := func(left func(g *segment) int64) func(t *testing.T, g *segment) {
+		return func(t *testing.T, g *segment) {
+			if err := os.Truncate(g.f.Name(), left(g)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	const all, payload = 10, 100
+	size := func(n int) int64 { f := frame(n, payload); return frameSize(&f) }
+	sum := func(from, to int) (c Count) {
+		for n := from; n <= to; n++ {
+			c = c.Add(frame(n, payload).Count)
+		}
+		return c
+	}
+	for _, c := range []struct {
+		name       string
+		do         func(t *testing.T, g *segment)
+		remaining  int
+		unreadable Count
+		damaged    bool
+		short      int
+		aside      bool
+		foreign    bool
+	}{
+		{name: "payload", do: flip(func(g *segment) int64 { return g.offset + frameHead + 50 }), remaining: 9, unreadable: sum(1, 1), damaged: true},
+		{name: "mark", do: flip(func(g *segment) int64 { return g.offset + frameHead }), remaining: 9, unreadable: sum(1, 1), damaged: true},
+		// The first frame's own count is in its header: it is gone, too.
+		{name: "header", do: flip(func(g *segment) int64 { return g.offset + 3 }), unreadable: sum(2, all), damaged: true},
+		{name: "later header", do: flip(func(g *segment) int64 { return g.offset + size(1) + size(2) + 70 }), remaining: 2, unreadable: sum(4, all), damaged: true},
+		{name: "magic", do: flip(func(*segment) int64 { return 0 }), unreadable: sum(1, all), damaged: true, aside: true},
+		{name: "length of the first mark", do: flip(func(*segment) int64 { return int64(len(magic)) + 19 }), unreadable: sum(1, all), damaged: true, aside: true},
+		{name: "another version", do: func(t *testing.T, g *segment) {
+			f, err := os.OpenFile(g.f.Name(), os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			f.WriteAt([]byte("picospl9"), 0)
+		}, foreign: true},
+		{name: "cut in a frame", do: cut(func(g *segment) int64 { return g.size - 30 }), remaining: 9, short: 1},
+		{name: "cut between frames", do: cut(func(g *segment) int64 { return g.size - size(all) }), remaining: 9, short: 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "spool")
+			s := open(t, dir, MinLimit)
+			for i := range all {
+				if err := s.Append(frame(i+1, payload)); err != nil {
 					t.Fatal(err)
 				}
+			}
+			g := s.segments[0]
+			s.Close()
+			open(t, dir, MinLimit).Close() // one more segment, so that the first is not the last
+			c.do(t, g)
+			s = open(t, dir, MinLimit)
+			n := 0
+			for range 2 { // given back once: not counted twice
+				b := s.Read(100, 1<<20)
 				n = 0
 				if b != nil {
 					for _, f := range b.Frames {
@@ -257,14 +282,74 @@ func TestDamage(t *testing.T) {
 							n++
 						}
 					}
+					if b.Count() != sum(1, all).minus(s.Status().Unreadable).minus(b.Unreadable()) && c.damaged && c.name != "later header" {
+						t.Errorf("the batch holds %+v", b.Count())
+					}
 					s.Release(b)
 				}
 			}
+			if b := s.Read(100, 1<<20); b != nil {
+				s.Done(b)
+			}
 			st := s.Status()
-			if n != c.remaining || st.Damaged == 0 || (st.Dropped.Records > 0) != c.counted || c.counted && st.Dropped != frame(1, 100).Count {
+			if n != c.remaining || st.Unreadable != c.unreadable || st.Damaged > 0 != c.damaged || st.Short != c.short || st.Dropped != (Count{}) || len(st.Aside) > 0 != c.aside || len(st.Foreign) > 0 != c.foreign {
 				t.Errorf("%d frames, %+v", n, st)
 			}
+			_, err := os.Stat(g.f.Name() + ".damaged")
+			if (err == nil) != c.aside {
+				t.Errorf("set aside: %v", err)
+			}
+			if _, err := os.Stat(g.f.Name()); c.foreign && err != nil {
+				t.Error(err)
+			}
+			s.Close()
+			// What can be used goes on.
+			s = open(t, dir, MinLimit)
+			defer s.Close()
+			if err := s.Append(frame(all+1, payload)); err != nil {
+				t.Fatal(err)
+			}
+			if got := drain(t, s); fmt.Sprint(got) != fmt.Sprintf("[%d]", all+1) {
+				t.Errorf("then came %v", got)
+			}
 		})
+	}
+}
+
+// TestDamageAtRest: a disk that goes bad while we run: what a frame's header said is still known, and nothing stands still for it.
+func TestDamageAtRest(t *testing.T) {
+	for _, skip := range []bool{false, true} {
+		dir := filepath.Join(t.TempDir(), "spool")
+		s := open(t, dir, MinLimit)
+		defer s.Close()
+		for i := range 10 {
+			if err := s.Append(frame(i+1, 100)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g := s.segments[0]
+		if _, err := g.f.WriteAt([]byte("????"), g.offset); err != nil {
+			t.Fatal(err)
+		}
+		if skip {
+			s.Skip(s.Chain(), 3)
+		} else if b := s.Read(100, 1<<20); b != nil {
+			t.Fatalf("%+v", b)
+		}
+		var want Count
+		for i := range 10 {
+			want = want.Add(frame(i+1, 100).Count)
+		}
+		if st := s.Status(); st.Unreadable != want || st.Waiting != (Count{}) || st.Damaged == 0 || s.Chain() != "" {
+			t.Errorf("%+v", st)
+		}
+		if err := s.Append(frame(11, 100)); err != nil {
+			t.Fatal(err)
+		}
+		b := s.Read(100, 1<<20)
+		if b == nil || b.Lost() != want || number(t, b.Frames[0]) != 11 {
+			t.Errorf("the next frame does not tell of it: %+v", b)
+		}
 	}
 }
 
