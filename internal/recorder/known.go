@@ -42,8 +42,6 @@ func (r *recorder) tellKnown() {
 func (r *recorder) feedTold(n notify.Notice) {
 	level := "info"
 	switch {
-	case !r.o.Settings.Feed:
-		return
 	case n.Kind == notify.Failure || n.Kind == notify.Loss:
 		return
 	case n.Urgency == notify.Critical:

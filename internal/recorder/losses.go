@@ -127,7 +127,7 @@ func (r *recorder) loss(reason, text string) {
 }
 
 func (r *recorder) feedNotice(level, text, hint string) {
-	if r.feed != nil {
+	if r.feed != nil && r.o.Settings.Feed {
 		n := event.Event{At: r.at, Notice: &event.Notice{Level: level, Text: text, Hint: hint}}
 		if line, err := event.Append(nil, &n); err == nil {
 			r.feed.Publish(line)

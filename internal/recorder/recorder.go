@@ -292,7 +292,7 @@ func (r *recorder) take(ev *event.Event, line []byte) {
 	case ev.Ledger != nil:
 		r.takeLedger(ev.Ledger)
 	}
-	if r.feed != nil {
+	if r.feed != nil && (ev.Notice == nil || r.o.Settings.Feed) {
 		r.feed.Publish(line)
 	}
 }

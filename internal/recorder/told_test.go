@@ -1,8 +1,11 @@
 package recorder
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -189,5 +192,71 @@ func TestToldKinds(t *testing.T) {
 		if !strings.Contains(log, want) {
 			t.Errorf("exe.log lacks %q:\n%s", want, log)
 		}
+	}
+}
+
+// TestNoticesOnFeed: the live feed has every notice, of the sensor, of the recorder and about programs, and none when "Notify live feed" is
+// off; everything else is there all the same.
+func TestNoticesOnFeed(t *testing.T) {
+	words := []string{"curl", "sensor says", "program starts that the kernel did not report"}
+	for _, on := range []bool{true, false} {
+		t.Run(fmt.Sprint(on), func(t *testing.T) {
+			o := options(t)
+			o.FeedDir = t.TempDir()
+			o.Settings.Feed = on
+			out, in := io.Pipe()
+			done := make(chan error, 1)
+			go func() { done <- Run(t.Context(), out, o) }()
+			defer func() {
+				in.Close()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			}()
+			s := newScript(t)
+			if _, err := in.Write(s.b.Bytes()); err != nil {
+				t.Fatal(err)
+			}
+			s.b.Reset()
+			c, err := net.Dial("unix", filepath.Join(o.FeedDir, "events.sock"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			lines := bufio.NewScanner(c)
+			if !lines.Scan() { // the greeting
+				t.Fatal(lines.Err())
+			}
+			s.process(2, 0, "/usr/bin/curl", "curl")
+			s.hash("/usr/bin/curl", 2)
+			s.add(event.Event{Notice: &event.Notice{Level: "warning", Text: "sensor says"}})
+			s.tcp(2, "192.0.2.1:443", 1, 10, 10)
+			s.add(event.Event{Ledger: &event.Ledger{Batch: 1, Lost: map[string]uint64{event.LostExec: 7}}})
+			if _, err := in.Write(s.b.Bytes()); err != nil {
+				t.Fatal(err)
+			}
+			c.SetReadDeadline(time.Now().Add(2 * time.Second))
+			all, flows := "", false
+			for lines.Scan() {
+				flows = flows || strings.Contains(lines.Text(), `"flow":`)
+				if strings.Contains(lines.Text(), `"notice":`) {
+					all += lines.Text() + "\n"
+				}
+			}
+			if !flows {
+				t.Error("no flow on the feed")
+			}
+			if !on && all != "" {
+				t.Errorf("notices on the feed:\n%s", all)
+			}
+			for _, w := range words {
+				if on && !strings.Contains(all, w) {
+					t.Errorf("%q is not there:\n%s", w, all)
+				}
+			}
+			if log := readFile(t, o.Dir, "error.log"); !strings.Contains(log, "sensor says") {
+				t.Errorf("error.log: %s", log)
+			}
+		})
 	}
 }
