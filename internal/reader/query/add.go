@@ -1,8 +1,71 @@
 package query
 
 import (
+	"context"
+	"errors"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
+
 	"github.com/picosnitch/picosnitch/internal/schema/rollup"
 )
+
+// part is a segment to be added to the sums of an interval. Of the two BLOBs, one that is not needed is nil.
+type part struct {
+	interval      int
+	actors, peers []byte
+}
+
+// Several processors add up what one reads, when there is so much of it that it is worth it.
+const (
+	maxAdders    = 4
+	manySegments = 200
+)
+
+// addAll adds up n segments that a function reads.
+func (p *plan) addAll(ctx context.Context, r *result, n int, read func(ctx context.Context, add func(part) error) error) error {
+	adders := min(maxAdders, runtime.GOMAXPROCS(0))
+	if adders < 2 || n < manySegments {
+		d := adder{p: p, r: r}
+		return read(ctx, d.add)
+	}
+	all := make([]result, adders)
+	parts := make(chan part, 4*adders) // the reader's; adders take from it until it is closed
+	work, ctx := errgroup.WithContext(ctx)
+	for i := range all {
+		all[i] = result{width: r.width, series: r.series}
+		work.Go(func() error {
+			d := adder{p: p, r: &all[i]}
+			for x := range parts {
+				if err := d.add(x); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	work.Go(func() error {
+		defer close(parts)
+		return read(ctx, func(x part) error {
+			select {
+			case parts <- x:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	})
+	if err := work.Wait(); err != nil {
+		return err
+	}
+	for i := range all {
+		r.sums = append(r.sums, make([]Sum, max(0, len(all[i].sums)-len(r.sums)))...)
+		for k, sum := range all[i].sums {
+			r.sums[k].Add(sum)
+		}
+	}
+	return nil
+}
 
 // adder adds up segments, a column at a time: a year of hours is ten million rows, and every branch in their way is seen.
 type adder struct {
@@ -12,9 +75,16 @@ type adder struct {
 	b      rollup.Peers
 	keys   []int32 // where the sums of an actor and port belong; -1: they do not pass
 	groups []int32 // the same of every row
+	ports  map[int64]int
 }
 
-// segment adds up a segment of an interval. Of the two BLOBs, one that is not needed is nil.
+func (d *adder) add(x part) error {
+	if err := d.segment(x.interval, x.actors, x.peers); err != nil {
+		return errors.Join(errDamaged, err)
+	}
+	return nil
+}
+
 func (d *adder) segment(interval int, actors, peers []byte) error {
 	p := d.p
 	some := actors == nil
@@ -24,7 +94,7 @@ func (d *adder) segment(interval int, actors, peers []byte) error {
 		}
 		d.keys = d.keys[:0]
 		for i, actor := range d.a.Actor {
-			g := p.groupOfActor(actor, d.a.Port[i])
+			g := p.groupOfActor(actor, d.a.Port[i], d.groupOfPort)
 			if some = some || g >= 0; g >= 0 {
 				g = d.r.place(g)
 			}
@@ -34,7 +104,7 @@ func (d *adder) segment(interval int, actors, peers []byte) error {
 	if !some {
 		return nil
 	}
-	sums := d.r.interval(interval, len(p.groups.values))
+	sums := d.r.interval(interval, p.size())
 	if peers == nil {
 		addUp(sums, d.keys, d.a.Conns, d.a.Sent, d.a.Received)
 		return nil
@@ -61,6 +131,19 @@ func (d *adder) segment(interval int, actors, peers []byte) error {
 	}
 	addUp(sums, d.groups, d.b.Conns, d.b.Sent, d.b.Received)
 	return nil
+}
+
+// groupOfPort is the plan's, without waiting for the others.
+func (d *adder) groupOfPort(port int64) int {
+	g, ok := d.ports[port]
+	if !ok {
+		if d.ports == nil {
+			d.ports = make(map[int64]int)
+		}
+		g = d.p.groupOfPort(port)
+		d.ports[port] = g
+	}
+	return g
 }
 
 // peers takes out of the groups what does not pass, and puts what passes into the groups of what is asked for. It reports whether there may

@@ -1,11 +1,13 @@
 package query
 
 import (
+	"database/sql/driver"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // actorText is the text of a dimension that belongs to an actor, as SQL over actorTables; "" for the others.
@@ -73,6 +75,7 @@ type plan struct {
 	// Of each, nil is for all. A row's group is the one of the dimension that is asked for; the others hold 1 for what passes.
 	actor, remote, domain slots
 	port                  func(int64) bool
+	met                   sync.Mutex       // guards ports, and groups where they are of ports
 	ports                 map[int64]int    // group of a port, -1 for what does not pass
 	directions            map[int64]string // by actor
 }
@@ -247,14 +250,7 @@ func (s *snapshot) planAddresses(p *plan, where []Filter) error {
 	if err := add(0, ""); err != nil {
 		return err
 	}
-	return s.each("SELECT id, ip FROM addresses", func(scan func(...any) error) error {
-		var id int64
-		var ip string
-		if err := scan(&id, &ip); err != nil {
-			return err
-		}
-		return add(id, ip)
-	})
+	return s.texts("SELECT id, ip FROM addresses", add)
 }
 
 func (s *snapshot) planDomains(p *plan, where []Filter) error {
@@ -277,29 +273,36 @@ func (s *snapshot) planDomains(p *plan, where []Filter) error {
 	if err := add(0, ""); err != nil {
 		return err
 	}
-	return s.each("SELECT id, name FROM domains", func(scan func(...any) error) error {
-		var id int64
-		var name string
-		if err := scan(&id, &name); err != nil {
-			return err
+	return s.texts("SELECT id, name FROM domains", add)
+}
+
+// texts calls a function for rows of a number and a text.
+func (s *snapshot) texts(q string, add func(id int64, text string) error) error {
+	return s.stream(q, func(v []driver.Value) error {
+		id, ok := v[0].(int64)
+		text, ok2 := v[1].(string)
+		if !ok || !ok2 {
+			return errDamaged
 		}
-		return add(id, name)
+		return add(id, text)
 	})
 }
 
-// needActors reports whether actor and port matter.
-func (p *plan) needActors() bool { return p.actor != nil || p.port != nil || p.by == Port }
+// needPorts reports whether the port matters, and needActors whether it or the actor does.
+func (p *plan) needPorts() bool  { return p.port != nil || p.by == Port }
+func (p *plan) needActors() bool { return p.actor != nil || p.needPorts() }
 
 // group says to which group a row belongs; -1: it does not pass. A number that is not known passes nothing that is asked of it.
 func (p *plan) group(actor, port, remote, domain int64) int {
-	g := p.groupOfActor(actor, port)
+	g := p.groupOfActor(actor, port, p.groupOfPort)
 	if g < 0 {
 		return g
 	}
 	return p.groupOfPeer(g, remote, domain)
 }
 
-func (p *plan) groupOfActor(actor, port int64) int {
+// groupOfActor leaves it to the caller how the group of a port is found.
+func (p *plan) groupOfActor(actor, port int64, groupOfPort func(int64) int) int {
 	g := 0
 	if p.actor != nil {
 		slot := p.actor.at(actor)
@@ -310,9 +313,19 @@ func (p *plan) groupOfActor(actor, port int64) int {
 			g = int(slot) - 1
 		}
 	}
-	if p.port == nil && p.by != Port {
+	if !p.needPorts() {
 		return g
 	}
+	if known := groupOfPort(port); known < 0 || p.by == Port {
+		return known
+	}
+	return g
+}
+
+// groupOfPort is the one thing of a plan that changes while it is followed: ports are found as they are met.
+func (p *plan) groupOfPort(port int64) int {
+	p.met.Lock()
+	defer p.met.Unlock()
 	known, ok := p.ports[port]
 	if !ok {
 		switch {
@@ -323,10 +336,14 @@ func (p *plan) groupOfActor(actor, port int64) int {
 		}
 		p.ports[port] = known
 	}
-	if known < 0 || p.by == Port {
-		return known
-	}
-	return g
+	return known
+}
+
+// size is how many groups there are so far.
+func (p *plan) size() int {
+	p.met.Lock()
+	defer p.met.Unlock()
+	return len(p.groups.values)
 }
 
 func (p *plan) groupOfPeer(g int, remote, domain int64) int {

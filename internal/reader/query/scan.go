@@ -2,7 +2,9 @@ package query
 
 import (
 	"cmp"
+	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"slices"
 	"sort"
@@ -164,14 +166,24 @@ func (s *snapshot) segments(seconds, merged, from, to int64, each func(segment))
 	if from > to {
 		return nil
 	}
-	return s.each("SELECT id, bucket, conns, sent, received FROM segments WHERE seconds = ? AND merged = ? AND bucket BETWEEN ? AND ?", func(scan func(...any) error) error {
-		var g segment
-		if err := scan(&g.id, &g.bucket, &g.sum.Conns, &g.sum.Sent, &g.sum.Received); err != nil {
-			return err
+	return s.stream("SELECT id, bucket, conns, sent, received FROM segments WHERE seconds = ? AND merged = ? AND bucket BETWEEN ? AND ?", func(v []driver.Value) error {
+		var n [5]int64
+		if !numbers(v, n[:]) {
+			return errDamaged
 		}
-		each(g)
+		each(segment{id: n[0], bucket: n[1], sum: Sum{Conns: uint64(n[2]), Sent: uint64(n[3]), Received: uint64(n[4])}})
 		return nil
 	}, seconds, merged, from, to)
+}
+
+// numbers takes the numbers out of a row. It reports whether they are some: in a damaged database anything may stand.
+func numbers(row []driver.Value, into []int64) (ok bool) {
+	for i := range into {
+		if into[i], ok = row[i].(int64); !ok {
+			return false
+		}
+	}
+	return true
 }
 
 // gap is how many segments that are not wanted are read rather than beginning anew.
@@ -189,71 +201,78 @@ func (s *snapshot) read(p *plan, wanted []segment, r *result) error {
 	default:
 		q = "SELECT segment, a.data, p.data FROM segment_actors a JOIN segment_peers p USING (segment) WHERE segment BETWEEN ? AND ?"
 	}
-	var run []segment // what is wanted of those that are being read
-	add := adder{p: p, r: r}
-	rows := func(scan func(...any) error) error {
-		var id int64
-		var actors, peers sql.RawBytes
-		if err := scan(&id, &actors, &peers); err != nil {
-			return err
-		}
-		for len(run) > 0 && run[0].id < id {
-			run = run[1:]
-		}
-		if len(run) == 0 || run[0].id != id {
-			return nil
-		}
-		if err := add.segment(run[0].interval, actors, peers); err != nil {
-			return errors.Join(errDamaged, err)
+	return p.addAll(s.ctx, r, len(wanted), func(ctx context.Context, add func(part) error) error {
+		s := *s
+		s.ctx = ctx
+		for len(wanted) > 0 {
+			n := 1
+			for n < len(wanted) && wanted[n].id-wanted[n-1].id <= gap {
+				n++
+			}
+			run := wanted[:n] // what is wanted of those that are being read
+			wanted = wanted[n:]
+			err := s.stream(q+" ORDER BY segment", func(v []driver.Value) error {
+				id, _ := v[0].(int64)
+				for len(run) > 0 && run[0].id < id {
+					run = run[1:]
+				}
+				if len(run) == 0 || run[0].id != id {
+					return nil
+				}
+				x := part{interval: run[0].interval}
+				x.actors, _ = v[1].([]byte)
+				x.peers, _ = v[2].([]byte)
+				return add(x)
+			}, run[0].id, run[n-1].id)
+			if err != nil {
+				return err
+			}
 		}
 		return nil
-	}
-	statement, err := s.conn.PrepareContext(s.ctx, q+" ORDER BY segment")
-	if err != nil {
-		return err
-	}
-	defer statement.Close()
-	for len(wanted) > 0 {
-		n := 1
-		for n < len(wanted) && wanted[n].id-wanted[n-1].id <= gap {
-			n++
-		}
-		run = wanted[:n]
-		wanted = wanted[n:]
-		found, err := statement.QueryContext(s.ctx, run[0].id, run[n-1].id)
-		if err != nil {
-			return err
-		}
-		for err == nil && found.Next() {
-			err = rows(found.Scan)
-		}
-		if err := errors.Join(err, found.Err(), found.Close()); err != nil {
-			return err
-		}
-	}
-	return nil
+	})
 }
 
-const rawColumns = `SELECT w."end", r.actor, r.local_port, coalesce(r.remote, 0), r.remote_port, coalesce(r.domain, 0), r.conns, r.sent, r.received
-	FROM windows w JOIN raw r ON r.id >= w.id * 1024 AND r.id < w.id * 1024 + 1024 WHERE w.id BETWEEN ? AND ? AND w."end" > ? AND w."end" <= ?`
-
-// rows adds up raw rows: of hours that are cut, and of windows that no segment holds yet.
+// rows adds up raw rows: of hours that are cut, and of windows that no segment holds yet. No column is read that is not needed: there may be
+// very many rows, where days begin at half past.
 func (s *snapshot) rows(p *plan, c cuts, hours map[int64]bool, r *result) error {
-	row := func(scan func(...any) error) error {
-		var end, actor, local, remote, port, domain int64
-		var sum Sum
-		if err := scan(&end, &actor, &local, &remote, &port, &domain, &sum.Conns, &sum.Sent, &sum.Received); err != nil {
-			return err
+	columns := `w."end", r.conns, r.sent, r.received`
+	n := 4
+	column := func(wanted bool, text string) int {
+		if !wanted {
+			return -1
 		}
-		interval := c.of(end - 1)
+		columns += ", " + text
+		n++
+		return n - 1
+	}
+	actor := column(p.needActors(), "r.actor")
+	local, port := column(p.needPorts(), "r.local_port"), column(p.needPorts(), "r.remote_port")
+	remote, domain := column(p.remote != nil, "coalesce(r.remote, 0)"), column(p.domain != nil, "coalesce(r.domain, 0)")
+	v := make([]int64, n)
+	at := func(column int) int64 {
+		if column < 0 {
+			return 0
+		}
+		return v[column]
+	}
+	row := func(values []driver.Value) error {
+		if !numbers(values, v) {
+			return errDamaged
+		}
+		interval := c.of(v[0] - 1)
 		if interval < 0 {
 			return nil
 		}
-		if g := p.group(actor, rollup.ServicePort(p.directions[actor], local, port), remote, domain); g >= 0 {
-			r.add(interval, g, sum)
+		service := int64(0)
+		if port >= 0 {
+			service = rollup.ServicePort(p.directions[v[actor]], v[local], v[port])
+		}
+		if g := p.group(at(actor), service, at(remote), at(domain)); g >= 0 {
+			r.add(interval, g, Sum{Conns: uint64(v[1]), Sent: uint64(v[2]), Received: uint64(v[3])})
 		}
 		return nil
 	}
+	q := "SELECT " + columns + ` FROM windows w JOIN raw r ON r.id >= w.id * 1024 AND r.id < w.id * 1024 + 1024 WHERE w.id BETWEEN ? AND ? AND w."end" > ? AND w."end" <= ?`
 	for h := range hours {
 		var first, last int64
 		err := s.conn.QueryRowContext(s.ctx, "SELECT first, last FROM hours WHERE hour = ?", h).Scan(&first, &last)
@@ -263,9 +282,9 @@ func (s *snapshot) rows(p *plan, c cuts, hours map[int64]bool, r *result) error 
 		if err != nil {
 			return err
 		}
-		if err := s.each(rawColumns, row, first, min(last, s.rolled), h*schema.HourSeconds, (h+1)*schema.HourSeconds); err != nil {
+		if err := s.stream(q, row, first, min(last, s.rolled), max(h*schema.HourSeconds, c[0]), min((h+1)*schema.HourSeconds, c[len(c)-1])); err != nil {
 			return err
 		}
 	}
-	return s.each(rawColumns, row, s.rolled+1, int64(1)<<52, c[0], c[len(c)-1])
+	return s.stream(q, row, s.rolled+1, 1<<52, c[0], c[len(c)-1])
 }

@@ -85,26 +85,10 @@ func (l *Local) Timeline(ctx context.Context, q Question, step Step, zone *time.
 		if err != nil {
 			return err
 		}
-		p, total, err := s.totals(&q)
-		if err != nil {
-			return err
-		}
-		limit := q.Limit
-		if limit <= 0 || limit > maxSeries {
-			limit = maxSeries
-		}
-		order := ranked(p, total, q.Order)
-		order = order[:min(len(order), limit)]
-		r := result{width: len(order) + 1, series: make([]int32, len(p.groups.values)), rounded: total.rounded}
-		for g := range r.series {
-			r.series[g] = int32(len(order))
-		}
-		for i, g := range order {
-			r.series[g] = int32(i)
-		}
 		within := slices.Clone(c) // the first and the last interval may not be whole
 		within[0], within[len(within)-1] = max(c[0], q.Range.Since), min(c[len(c)-1], q.Range.Until)
-		if err := s.scan(p, within, &r); err != nil {
+		p, r, order, err := s.series(&q, within)
+		if err != nil {
 			return err
 		}
 		r.sums = append(r.sums, make([]Sum, max(0, r.width*(len(c)-1)-len(r.sums)))...)
@@ -122,6 +106,62 @@ func (l *Local) Timeline(ctx context.Context, q Question, step Step, zone *time.
 		return nil
 	})
 	return t, err
+}
+
+// maxCells is how many sums are kept at once to read what a time line needs only once: 24 bytes each.
+const maxCells = 1 << 20
+
+// series adds up the intervals of a time line, for the groups that move most, in their order, and for the others.
+func (s *snapshot) series(q *Question, c cuts) (p *plan, r result, order []int, err error) {
+	if p, err = s.plan(q.By, q.Where); err != nil {
+		return p, r, nil, err
+	}
+	limit := q.Limit
+	if limit <= 0 || limit > maxSeries {
+		limit = maxSeries
+	}
+	intervals, groups := len(c)-1, len(p.groups.values)
+	choose := func(total *result) []int {
+		order := ranked(p, total, q.Order)
+		return order[:min(len(order), limit)]
+	}
+	place := func() []int32 { // of every group among the series, or after them
+		series := make([]int32, len(p.groups.values))
+		for g := range series {
+			series[g] = int32(len(order))
+		}
+		for i, g := range order {
+			series[g] = int32(i)
+		}
+		return series
+	}
+	if p.by == Port || intervals*groups > maxCells {
+		// First which groups move most, then their intervals.
+		var total result
+		if err := s.scan(p, cuts{c[0], c[intervals]}, &total); err != nil {
+			return p, r, nil, err
+		}
+		order = choose(&total)
+		r = result{width: len(order) + 1, series: place(), rounded: total.rounded}
+		err = s.scan(p, c, &r)
+		return p, r, order, err
+	}
+	all := result{width: groups}
+	if err := s.scan(p, c, &all); err != nil {
+		return p, r, nil, err
+	}
+	total := result{sums: make([]Sum, groups)}
+	for i, sum := range all.sums {
+		total.sums[i%groups].Add(sum)
+	}
+	order = choose(&total)
+	r = result{width: len(order) + 1, series: place(), rounded: all.rounded}
+	for i, sum := range all.sums {
+		if sum != (Sum{}) {
+			r.add(i/groups, i%groups, sum)
+		}
+	}
+	return p, r, order, nil
 }
 
 // bound narrows a range to what is recorded.
