@@ -106,6 +106,9 @@ func (d *adder) segment(interval int, actors, peers []byte) error {
 	}
 	sums := d.r.interval(interval, p.size())
 	if peers == nil {
+		if err := d.a.ReadSums(d.keys); err != nil {
+			return err
+		}
 		addUp(sums, d.keys, d.a.Conns, d.a.Sent, d.a.Received)
 		return nil
 	}
@@ -126,7 +129,7 @@ func (d *adder) segment(interval int, actors, peers []byte) error {
 	if !some {
 		return nil
 	}
-	if err := d.b.ReadSums(); err != nil {
+	if err := d.b.ReadSums(d.groups); err != nil {
 		return err
 	}
 	addUp(sums, d.groups, d.b.Conns, d.b.Sent, d.b.Received)

@@ -3,6 +3,7 @@ package query
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 
 	"github.com/picosnitch/picosnitch/internal/schema"
@@ -138,7 +139,7 @@ func (s *snapshot) entries(seconds, bucket int64, merged string, peers bool) (al
 			return err
 		}
 		var a rollup.Actors
-		if err := a.Read(actors); err != nil {
+		if err := errors.Join(a.Read(actors), a.ReadSums(nil)); err != nil {
 			return err
 		}
 		for i := range a.Actor {

@@ -190,7 +190,7 @@ func (s *SQLite) rollDays(ctx context.Context, _ int64) (bool, error) {
 			rows.Close()
 			return false, err
 		}
-		if err := a.Read(data); err != nil {
+		if err := errors.Join(a.Read(data), a.ReadSums(nil)); err != nil {
 			rows.Close()
 			return false, err
 		}

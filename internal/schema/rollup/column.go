@@ -157,13 +157,17 @@ func (r *rows) next() (column, rest []byte) {
 	return rest[:n], rest
 }
 
-// read reads a column into a slice that is used again.
-func read[T number](r *rows, into []T) []T {
+// read reads a column into a slice that is used again. Of rows that belong to no group (a negative number) anything may be read; no groups: all
+// belong to one.
+func read[T number](r *rows, into []T, groups []int32) []T {
 	c, rest := r.next()
 	if r.err != nil {
 		return into[:0]
 	}
 	into = slices.Grow(into[:0], r.n)[:r.n]
+	if len(groups) != r.n {
+		groups = nil
+	}
 	ok := false
 	switch {
 	case r.version == versionVarints:
@@ -172,7 +176,7 @@ func read[T number](r *rows, into []T) []T {
 	case c[0] == varints:
 		ok = readVarints(c[1:], into)
 	default:
-		ok = readBits(c, rest, into)
+		ok = readBits(c, rest, into, groups)
 	}
 	if !ok {
 		r.err = ErrFormat
@@ -194,7 +198,7 @@ func readVarints[T number](c []byte, into []T) bool {
 }
 
 // readBits reads a column; b begins with it and has at least eight bytes more.
-func readBits[T number](c, b []byte, into []T) bool {
+func readBits[T number](c, b []byte, into []T, groups []int32) bool {
 	code := int(c[0])
 	if code > maxCode || len(c) < 1+1<<code {
 		return false
@@ -213,29 +217,102 @@ func readBits[T number](c, b []byte, into []T) bool {
 		return false
 	}
 	b = b[begin:]
-	at := uint64(0) // in bits
-	if code == 0 {
-		w, mask := widths[0], masks[0]
-		if size := (uint64(len(into))*w + 7) / 8; size != uint64(len(c)-begin) || size+padding > uint64(len(b)) {
-			return false
-		}
-		for k := range into {
-			i := at >> 3
-			into[k] = T(binary.LittleEndian.Uint64(b[i:i+8]) >> (at & 7) & mask)
-			at += w
-		}
-		return true
+	size := uint64(len(c) - begin) // of the numbers, in bytes
+	if size+padding > uint64(len(b)) {
+		return false
 	}
-	few := byte(1)<<code - 1
-	for k := range into {
+	switch code {
+	case 0:
+		return (uint64(len(into))*widths[0]+7)/8 == size && readEven(b[:size+padding], widths[0], into)
+	case maxCode:
+		return readFours(codes, b[:size+padding], &widths, &masks, into, groups) == size
+	}
+	return readPairs(codes, b[:size+padding], &widths, &masks, into) == size
+}
+
+// readEven reads numbers of one width.
+func readEven[T number](b []byte, w uint64, into []T) bool {
+	at, mask := uint64(0), uint64(1)<<w-1
+	k := 0
+	if w <= 14 { // four at once: with the seven bits before them they are within eight bytes
+		for ; k+4 <= len(into); k += 4 {
+			i := at >> 3
+			if i+8 > uint64(len(b)) {
+				return false
+			}
+			v := binary.LittleEndian.Uint64(b[i:]) >> (at & 7)
+			four := into[k : k+4 : k+4]
+			four[0] = T(v & mask)
+			v >>= w
+			four[1] = T(v & mask)
+			v >>= w
+			four[2] = T(v & mask)
+			four[3] = T(v >> w & mask)
+			at += 4 * w
+		}
+	}
+	for ; k < len(into); k++ {
 		i := at >> 3
 		if i+8 > uint64(len(b)) {
 			return false
 		}
-		j := k * code
-		which := codes[j>>3] >> (j & 7) & few & (1<<maxCode - 1)
-		into[k] = T(binary.LittleEndian.Uint64(b[i:i+8]) >> (at & 7) & masks[which])
-		at += widths[which]
+		into[k] = T(binary.LittleEndian.Uint64(b[i:]) >> (at & 7) & mask)
+		at += w
 	}
-	return (at+7)/8 == uint64(len(c)-begin)
+	return true
+}
+
+const damaged = math.MaxUint64
+
+// readFours reads numbers of four widths: a byte of codes is of four numbers. It returns how many bytes they take, or damaged.
+func readFours[T number](codes, b []byte, widths, masks *[1 << maxCode]uint64, into []T, groups []int32) uint64 {
+	at := uint64(0)
+	k := 0
+	codes = codes[:(len(into)+3)/4]
+	for _, c := range codes[:len(into)/4] {
+		c0, c1, c2, c3 := c&3, c>>2&3, c>>4&3, c>>6
+		at1 := at + widths[c0]
+		at2 := at1 + widths[c1]
+		at3 := at2 + widths[c2]
+		if at3>>3+8 > uint64(len(b)) {
+			return damaged
+		}
+		if groups != nil {
+			if g := groups[k : k+4 : k+4]; g[0]&g[1]&g[2]&g[3] < 0 {
+				at = at3 + widths[c3]
+				k += 4
+				continue
+			}
+		}
+		four := into[k : k+4 : k+4]
+		four[0] = T(binary.LittleEndian.Uint64(b[at>>3:]) >> (at & 7) & masks[c0])
+		four[1] = T(binary.LittleEndian.Uint64(b[at1>>3:]) >> (at1 & 7) & masks[c1])
+		four[2] = T(binary.LittleEndian.Uint64(b[at2>>3:]) >> (at2 & 7) & masks[c2])
+		four[3] = T(binary.LittleEndian.Uint64(b[at3>>3:]) >> (at3 & 7) & masks[c3])
+		at = at3 + widths[c3]
+		k += 4
+	}
+	for ; k < len(into); k++ {
+		if at>>3+8 > uint64(len(b)) {
+			return damaged
+		}
+		c := codes[k/4] >> (k % 4 * 2) & 3
+		into[k] = T(binary.LittleEndian.Uint64(b[at>>3:]) >> (at & 7) & masks[c])
+		at += widths[c]
+	}
+	return (at + 7) / 8
+}
+
+// readPairs reads numbers of two widths.
+func readPairs[T number](codes, b []byte, widths, masks *[1 << maxCode]uint64, into []T) uint64 {
+	at := uint64(0)
+	for k := range into {
+		if at>>3+8 > uint64(len(b)) {
+			return damaged
+		}
+		c := codes[k/8] >> (k % 8) & 1
+		into[k] = T(binary.LittleEndian.Uint64(b[at>>3:]) >> (at & 7) & masks[c])
+		at += widths[c]
+	}
+	return (at + 7) / 8
 }

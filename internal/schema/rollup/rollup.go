@@ -115,16 +115,17 @@ func Encode(entries []Entry) (actors, peers []byte, total Sum) {
 type Actors struct {
 	Actor, Port           []int64
 	Conns, Sent, Received []uint64
+	rest                  rows
 }
 
-// Read reads a BLOB of segment_actors. The slices are used again.
+// Read reads actors and ports of a BLOB of segment_actors; the sums stay empty until ReadSums. The slices are used again; the BLOB must stay as
+// it is until ReadSums.
 func (a *Actors) Read(b []byte) error {
 	r := open(b)
-	a.Actor = read(&r, a.Actor)
-	a.Port = read(&r, a.Port)
-	a.Conns = read(&r, a.Conns)
-	a.Sent = read(&r, a.Sent)
-	a.Received = read(&r, a.Received)
+	a.Conns, a.Sent, a.Received = a.Conns[:0], a.Sent[:0], a.Received[:0]
+	a.Actor = read(&r, a.Actor, nil)
+	a.Port = read(&r, a.Port, nil)
+	a.rest = r
 	if r.err != nil {
 		return r.err
 	}
@@ -134,6 +135,14 @@ func (a *Actors) Read(b []byte) error {
 		a.Actor[i], a.Port[i] = actor, unzigzag(a.Port[i])
 	}
 	return nil
+}
+
+// ReadSums reads the sums of what Read read. groups may say of each row that it is not needed, by a negative number; nil: all are.
+func (a *Actors) ReadSums(groups []int32) error {
+	a.Conns = read(&a.rest, a.Conns, groups)
+	a.Sent = read(&a.rest, a.Sent, groups)
+	a.Received = read(&a.rest, a.Received, groups)
+	return a.rest.err
 }
 
 // Peers are the sums of a segment by actor, port, remote address and domain. Key is the place of actor and port in Actors.
@@ -157,7 +166,7 @@ func (p *Peers) Read(b []byte, keys int, want Want) (int, error) {
 		into *[]int64
 	}{{want.Key, &p.Key}, {want.Remote, &p.Remote}, {want.Domain, &p.Domain}} {
 		if c.want {
-			*c.into = read(&r, *c.into)
+			*c.into = read(&r, *c.into, nil)
 		} else {
 			r.next()
 		}
@@ -177,11 +186,11 @@ func (p *Peers) Read(b []byte, keys int, want Want) (int, error) {
 	return r.n, nil
 }
 
-// ReadSums reads the sums of what Read read.
-func (p *Peers) ReadSums() error {
-	p.Conns = read(&p.rest, p.Conns)
-	p.Sent = read(&p.rest, p.Sent)
-	p.Received = read(&p.rest, p.Received)
+// ReadSums is that of Actors.
+func (p *Peers) ReadSums(groups []int32) error {
+	p.Conns = read(&p.rest, p.Conns, groups)
+	p.Sent = read(&p.rest, p.Sent, groups)
+	p.Received = read(&p.rest, p.Received, groups)
 	return p.rest.err
 }
 
@@ -196,7 +205,7 @@ func Entries(actors, peers []byte) ([]Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.ReadSums(); err != nil {
+	if err := p.ReadSums(nil); err != nil {
 		return nil, err
 	}
 	all := make([]Entry, n)

@@ -53,7 +53,7 @@ func TestSameSums(t *testing.T) {
 			}
 		}
 		var a Actors
-		if err := a.Read(actors); err != nil {
+		if err := errors.Join(a.Read(actors), a.ReadSums(nil)); err != nil {
 			t.Fatal(err)
 		}
 		var sum Sum
@@ -70,7 +70,7 @@ func TestSameSums(t *testing.T) {
 		if n, err := q.Read(peers, len(a.Actor), Want{Key: true, Remote: true, Domain: true}); err != nil || n != len(want) {
 			t.Fatal(n, err)
 		}
-		if err := errors.Join(p.ReadSums(), q.ReadSums()); err != nil {
+		if err := errors.Join(p.ReadSums(nil), q.ReadSums(nil)); err != nil {
 			t.Fatal(err)
 		}
 		if d := cmp.Diff(q.Domain, p.Domain) + cmp.Diff(q.Sent, p.Sent); d != "" || len(p.Key)+len(p.Remote) != 0 {
@@ -92,8 +92,16 @@ func TestColumns(t *testing.T) {
 			t.Fatalf("%d bytes, %d at most", len(b), most)
 		}
 		r := open(b)
-		if d := cmp.Diff(values, read(&r, []uint64{9})); d != "" || r.err != nil {
+		if d := cmp.Diff(values, read(&r, []uint64{9}, nil)); d != "" || r.err != nil {
 			t.Fatal(d, r.err)
+		}
+		groups := rapid.SliceOfN(rapid.SampledFrom([]int32{-1, -1, -1, -1, 0}), len(values), len(values)).Draw(t, "groups")
+		r = open(b)
+		got := read(&r, []uint64{9}, groups)
+		for i, g := range groups {
+			if g >= 0 && got[i] != values[i] {
+				t.Fatalf("%d: %d, want %d", i, got[i], values[i])
+			}
 		}
 	})
 }
@@ -153,7 +161,7 @@ func FuzzRead(f *testing.F) {
 	f.Add([]byte{}, []byte{2})
 	f.Fuzz(func(t *testing.T, a, p []byte) {
 		var x Actors
-		if x.Read(a) == nil && (len(x.Port) != len(x.Actor) || len(x.Received) != len(x.Actor)) {
+		if x.Read(a) == nil && x.ReadSums(nil) == nil && (len(x.Port) != len(x.Actor) || len(x.Received) != len(x.Actor)) {
 			t.Error("columns of different length")
 		}
 		Entries(a, p)
