@@ -128,12 +128,27 @@ func printStatus(w io.Writer, s recorder.Status) {
 			line("", "the spool is damaged: %d records, %d bytes cannot be read (see error.log)", r.Unreadable.Records, r.Damaged)
 		}
 	}
+	for i := range s.Limits {
+		printLimit(line, &s.Limits[i])
+	}
 	line("snitch.db", "%d bytes", s.DatabaseBytes)
 	if s.Takeover != "" {
 		line("takeover", "%s: %.1f %%", s.Takeover, 100*s.TakeoverDone)
 	}
 	printNotices(line, s)
 	line("feed", "%d readers, %d dropped, %d refused", s.Feed.Readers, s.Feed.Dropped, s.Feed.Refused)
+}
+
+// printLimit says how much of a limit is used.
+func printLimit(line func(name, format string, a ...any), u *recorder.Use) {
+	const layout = "Mon 2 Jan 15:04"
+	line("data limit", "%s: %d %% of %s: %s used, %s left until %s", u.What, u.Percent, u.Amount, recorder.Bytes(u.Used), recorder.Bytes(u.Left()), time.Unix(u.Resets, 0).Format(layout))
+	if u.Since != 0 {
+		line("", "counted since %s: what was before is not known", time.Unix(u.Since, 0).Format(layout))
+	}
+	if u.Unplaced != 0 {
+		line("", "besides, %s of which it is not known over which interface they went", recorder.Bytes(u.Unplaced))
+	}
 }
 
 // printNotices says how what is to be told reaches people.

@@ -25,6 +25,7 @@ const (
 	KeyWriteLimit    = "DB write limit (seconds)"
 	KeyNotifications = "Desktop notifications"
 	KeyEveryExe      = "Every exe (not just conns)"
+	KeyLimits        = "Data limits"
 	KeyLogAddresses  = "Log addresses"
 	KeyLogCommands   = "Log commands"
 	KeyLogIgnore     = "Log ignore"
@@ -56,6 +57,7 @@ type Config struct {
 	WriteLimit    int      // seconds between writes: the length of a window
 	Notifications bool     // show notices on the desktop
 	EveryExe      bool     // record programs that use no network too
+	Limits        []Limit  // of how much may be moved until the user is told
 	LogAddresses  bool     // record remote addresses and domains
 	LogCommands   bool     // record command lines
 	LogIgnore     Ignore   // what is left out of the connection log

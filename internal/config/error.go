@@ -107,7 +107,7 @@ func (p *parse) secretAt(line int) bool {
 					key = text[m[g]:m[g+1]]
 				}
 			}
-			if key == KeyVTKey || key == KeySQLServer || !slices.Contains(keys(), key) {
+			if key == KeyVTKey || key == KeySQLServer || !slices.Contains(keys(), key) && !slices.Contains(limitKeys(), key) {
 				return true
 			}
 		}

@@ -188,6 +188,7 @@ func (p *parse) file(file *ast.File, c *Config) {
 		known[f.key] = f
 	}
 	seen := map[string]bool{}
+	places := map[string]ast.Node{}
 	for _, entry := range entries {
 		key, ok := keyText(entry.Key)
 		if !ok {
@@ -209,7 +210,11 @@ func (p *parse) file(file *ast.File, c *Config) {
 		default:
 			seen[key] = true
 			f.read(p, f, entry.Value, c)
+			places[key] = entry.Key
 		}
+	}
+	if n := places[KeyLimits]; len(c.Limits) > 0 && !c.Bandwidth {
+		p.fail(at(n, &Error{Key: KeyLimits, Problem: fmt.Sprintf("there is nothing to count: %q is false", KeyBandwidth), Allowed: fmt.Sprintf("%q: true, or no limits", KeyBandwidth)}))
 	}
 }
 
@@ -236,6 +241,7 @@ func fields() []field {
 		boolean(KeyEveryExe, func(c *Config) *bool { return &c.EveryExe }),
 		boolean(KeyLogAddresses, func(c *Config) *bool { return &c.LogAddresses }),
 		boolean(KeyLogCommands, func(c *Config) *bool { return &c.LogCommands }),
+		{KeyLimits, `a list of objects like { "limit": "10 GB", "per": "month" }, also with "program", "interface", "direction", "month starts on" and "local network"`, readLimits},
 		{KeyLogIgnore, "a list of ports (numbers), sha256 hashes and domains in reverse notation (texts)", readIgnore},
 		integer(KeyNotifyDigest, 0, 1440, func(c *Config) *int { return &c.NotifyDigest }),
 		{KeyNotifyIgnore, "a list of paths (/usr/bin/*, /home/me/dev/**), process names and sha256 hashes (texts)", readNotifyIgnore},

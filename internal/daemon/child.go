@@ -236,6 +236,8 @@ func recordStream(o ChildOptions) error {
 		Logger:   log,
 		Reopen:   reopen,
 		Tool:     packageTool,
+		Machine:  true,
+		Past:     past(filepath.Join(o.Dir, "snitch.db")),
 		Ack: func(batch uint64) error {
 			mu.Lock()
 			defer mu.Unlock()

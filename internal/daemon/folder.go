@@ -27,7 +27,7 @@ const (
 
 // ourFiles are the names that picosnitch, or picosnitch 0.11 before it, writes in its folder.
 func ourFiles() []string {
-	files := []string{"record.json", ".record.journal", "exe.log", "exe.log.1", "error.log", "error.log.1", "mutes.json", "mutes.json.damaged", "conn.log", ".conn.log.position", "snitch.db", "snitch.db-wal", "snitch.db-shm", "snitch.db-journal"}
+	files := []string{"record.json", ".record.journal", "exe.log", "exe.log.1", "error.log", "error.log.1", "mutes.json", "mutes.json.damaged", "limits.json", "conn.log", ".conn.log.position", "snitch.db", "snitch.db-wal", "snitch.db-shm", "snitch.db-journal"}
 	for n := 1; n <= 9; n++ { // "DB text limit (MB)"
 		files = append(files, fmt.Sprintf("conn.log.%d", n))
 	}

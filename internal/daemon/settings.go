@@ -9,6 +9,7 @@ import (
 func settings(c config.Config, owner uint32) recorder.Settings {
 	return recorder.Settings{
 		Remote: server(c),
+		Limits: limits(c),
 
 		SQLLog:       c.SQLLog,
 		TextLog:      c.TextLog,
@@ -51,4 +52,14 @@ func server(c config.Config) *recorder.RemoteSettings {
 		s.Params[k] = v.Reveal()
 	}
 	return s
+}
+
+func limits(c config.Config) []recorder.Limit {
+	var all []recorder.Limit
+	for _, l := range c.Limits {
+		all = append(all, recorder.Limit{
+			Programs: l.Programs, Bytes: l.Bytes, Text: l.Text, Per: l.Per, Starts: l.Starts, Interface: l.Interface, Direction: l.Direction, Local: l.LocalNetwork,
+		})
+	}
+	return all
 }

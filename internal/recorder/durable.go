@@ -172,6 +172,7 @@ func (r *recorder) shut() error {
 	}
 	r.known.Digested(r.at)
 	r.teller.close()
+	r.saveLimits(true)
 	r.known.Close(r.at)
 	r.tellKnown()
 	for _, q := range r.queues {

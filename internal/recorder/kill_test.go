@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/recorder/notify"
 )
 
 const killedEnv = "RECORDER_TEST_BE_KILLED"
@@ -25,7 +26,8 @@ func beKilled(dir string) {
 	s := Defaults()
 	s.WriteLimit = 1
 	s.TextLog = true
-	err := Run(context.Background(), os.Stdin, Options{Dir: dir, Settings: s, Hosts: os.DevNull, Ack: func(n uint64) error {
+	s.Limits = limitsOfKilled()
+	err := Run(context.Background(), os.Stdin, Options{Dir: dir, Settings: s, Hosts: os.DevNull, Ways: []notify.Way{fileWay{filepath.Join(dir, "told")}}, Ack: func(n uint64) error {
 		_, err := fmt.Println(n)
 		return err
 	}})
@@ -128,6 +130,7 @@ func TestKilled(t *testing.T) {
 	if got := rows(t, db, "SELECT (SELECT sum(count) FROM losses), sum(unattributed_sent) FROM windows"); got != want {
 		t.Errorf("losses and unattributed bytes: got %s, want %s", got, want)
 	}
+	checkLimitsOfKilled(t, dir, perPack*(acked*(acked+1)/2+acked), kills)
 	text, err := os.ReadFile(filepath.Join(dir, "conn.log"))
 	if err != nil {
 		t.Fatal(err)

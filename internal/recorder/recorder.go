@@ -67,6 +67,11 @@ type Options struct {
 	Logger   *slog.Logger             // nil: none
 	Zone     *time.Location           // of the times in conn.log, error.log and Live; nil: time.Local
 
+	// Machine is true when the stream is of this machine: "Data limits" ask it for its network interfaces.
+	Machine bool
+	// Past says what the log has of a limit from a time on, and from when on it has it: for one that is new. nil: nothing.
+	Past func(ctx context.Context, l Limit, since time.Time) (event.Bytes, time.Time, error)
+
 	Ways []notify.Way // ways out for notices, besides the desktop and the live feed
 	// Tool runs a tool of a package manager, to find out where files are from. nil: this is not the machine of the stream, and nobody is asked.
 	Tool origin.Tool
@@ -99,6 +104,7 @@ type recorder struct {
 	live           *live          // nil: none
 	known          *known.Known
 	teller         *teller
+	limits         *limits // nil: none
 
 	hello     event.Hello
 	helloLine atomic.Pointer[[]byte]
@@ -111,6 +117,7 @@ type recorder struct {
 	flows      uint64          // flow lines of the open batch
 	committed  flow.Position   // what every sink had when the stream was opened
 	edges      []flow.Position // what some sinks had besides, ascending
+	logged     flow.Position   // what snitch.db had when the stream was opened
 	lossesFrom uint64          // the last batch whose losses were on disk
 	closed     uint64          // last batch of a closed window
 	acked      uint64
@@ -220,6 +227,7 @@ func open(ctx context.Context, o Options) (*recorder, error) {
 		}
 	}
 	r.dropped = make([]store.Dropped, len(r.queues))
+	r.openLimits(ctx)
 	if o.Live != nil {
 		r.live = newLive(o.Live, o.Zone, o.Settings.LogAddresses)
 	}
@@ -328,6 +336,9 @@ func (r *recorder) takeFlow(f *event.Flow) {
 	case known:
 		r.known.Seen(p, r.at, func() string { return r.remote(f) })
 	}
+	if r.limits != nil {
+		r.limits.count(flow.Position{Stream: r.hello.Stream, Batch: r.batch - 1, Flows: r.flows}, r.at, f, p)
+	}
 	if r.repeated() {
 		r.now.Repeated++
 		return
@@ -398,6 +409,7 @@ func (r *recorder) takeLedger(l *event.Ledger) {
 	}
 	r.known.Tick(r.at)
 	r.tellKnown()
+	r.tellLimits()
 	r.care(l.Final)
 	r.tellLosses(l.Final)
 	r.tellBadLines(l.Final)
@@ -440,6 +452,7 @@ func (r *recorder) closeWindow() {
 	r.digests, r.news, r.losses, r.missing = nil, 0, make(map[string]uint64), event.Bytes{}
 	r.known.Forget()
 	r.closed = max(r.closed, r.batch-1)
+	r.saveLimits(false) // before the sensor is told that it need not send it again
 	if !w.Empty() {
 		for _, q := range r.queues {
 			q.Offer(w)

@@ -25,6 +25,7 @@ func (r *recorder) takeHello(h *event.Hello, line []byte) {
 	r.start, r.end = flow.Bounds(r.at+1, r.o.Settings.WriteLimit)
 	r.batch, r.flows, r.final = max(h.Batch, 1), 0, false
 	r.deadline = time.Time{}
+	r.logged = flow.Position{Stream: r.hello.Stream}
 	if again {
 		r.resume(durable, nil)
 		r.lossesFrom = durable.Batch
@@ -34,6 +35,9 @@ func (r *recorder) takeHello(h *event.Hello, line []byte) {
 		r.closed, r.acked = 0, 0
 		r.lastLedger, r.lastEvents = 0, 0
 		r.resumeSinks()
+	}
+	if r.limits != nil {
+		r.limits.meter.Begin(r.logged)
 	}
 	r.closed = max(r.closed, r.committed.Batch)
 	r.now.PID, r.now.Program, r.now.Stream, r.now.Started = h.PID, r.hello.Program, r.hello.Stream, h.Started
@@ -56,6 +60,7 @@ func (r *recorder) resumeSinks() {
 		} else {
 			r.totals, r.unattributed = resume.Losses, resume.Unattributed
 			r.lossesFrom = resume.Position.Batch
+			r.logged = resume.Position
 		}
 		at = append(at, resume.Position)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/picosnitch/picosnitch/internal/recorder/budget"
 	"github.com/picosnitch/picosnitch/internal/recorder/remote"
 	"github.com/picosnitch/picosnitch/internal/recorder/virustotal"
 )
@@ -41,12 +42,23 @@ type Settings struct {
 	IgnoreDomains []string `json:"ignore_domains,omitempty"` // "Log ignore": its domains, in reverse notation
 	IgnorePorts   []int    `json:"ignore_ports,omitempty"`   // "Log ignore": its ports
 
+	Limits []Limit `json:"limits,omitempty"` // "Data limits"
+
 	NotifyIgnore []string `json:"notify_ignore,omitempty"` // "Notify ignore": see notify.NewIgnore
 	NotifyDigest int64    `json:"notify_digest,omitempty"` // "Notify first digest (minutes)"; 0: none
 }
 
 // Key is the key of VirusTotal's API.
 type Key = virustotal.Key
+
+// Limit is an entry of "Data limits".
+type Limit = budget.Limit
+
+// Use is how a limit stands.
+type Use = budget.Use
+
+// Bytes is an amount in words.
+func Bytes(n uint64) string { return budget.Bytes(n) }
 
 // RemoteSettings say where the copy off the machine goes.
 type RemoteSettings = remote.Settings

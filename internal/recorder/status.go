@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/recorder/budget"
 	"github.com/picosnitch/picosnitch/internal/recorder/desk"
 	"github.com/picosnitch/picosnitch/internal/recorder/remote"
 	"github.com/picosnitch/picosnitch/internal/recorder/store"
@@ -64,6 +65,8 @@ type Status struct {
 
 	VirusTotal *virustotal.Status `json:"virustotal,omitempty"` // nil: nobody is asked
 	Notices    NoticeStatus       `json:"notices"`
+
+	Limits []budget.Use `json:"limits,omitempty"` // "Data limits"
 }
 
 // SinkStatus tells how a sink does.
@@ -178,6 +181,9 @@ func (r *recorder) publishStatus() {
 	}
 	for _, w := range r.ways {
 		s.Ways = append(s.Ways, WayStatus{w.Name(), w.Dropped()})
+	}
+	if r.limits != nil {
+		s.Limits = r.limits.meter.Uses(r.at)
 	}
 	r.status.Store(&s)
 }

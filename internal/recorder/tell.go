@@ -192,7 +192,7 @@ func fileOf(n *notify.Notice) string {
 // hasOrigin reports whether the kind is about a file.
 func hasOrigin(k notify.Kind) bool {
 	switch k {
-	case notify.Loss, notify.Failure, notify.Suspicious:
+	case notify.Loss, notify.Failure, notify.Suspicious, notify.DataLimit:
 		return false
 	}
 	return true

@@ -30,7 +30,7 @@ func edges() map[string][]string {
 
 		// On top: only daemon starts processes, only cli knows everything.
 		"internal/cli":    {"internal/reader/country", "internal/reader/query", "internal/reader/report", "internal/daemon", "internal/config", "internal/event", "internal/sensor", "internal/recorder"},
-		"internal/daemon": {"internal/config", "internal/event", "internal/errand", "internal/sensor", "internal/recorder", "internal/session"},
+		"internal/daemon": {"internal/reader/country", "internal/reader/query", "internal/config", "internal/event", "internal/errand", "internal/sensor", "internal/recorder", "internal/session"},
 		"internal/config": {"internal/event"},
 
 		// The root wing.
@@ -48,7 +48,7 @@ func edges() map[string][]string {
 		"internal/sensor/outlet":   {"internal/event"},
 
 		// The recorder's wing: names → flow → store, in the direction of the data.
-		"internal/recorder":        {"internal/event", "internal/schema", "internal/recorder/names", "internal/recorder/flow", "internal/recorder/store", "internal/recorder/spool", "internal/recorder/remote", "internal/recorder/feed", "internal/recorder/known", "internal/recorder/origin", "internal/recorder/notify", "internal/recorder/desk", "internal/recorder/journal", "internal/recorder/virustotal", "internal/errand"},
+		"internal/recorder":        {"internal/event", "internal/schema", "internal/recorder/names", "internal/recorder/flow", "internal/recorder/store", "internal/recorder/spool", "internal/recorder/remote", "internal/recorder/feed", "internal/recorder/known", "internal/recorder/origin", "internal/recorder/notify", "internal/recorder/desk", "internal/recorder/journal", "internal/recorder/virustotal", "internal/recorder/links", "internal/recorder/budget", "internal/errand"},
 		"internal/recorder/names":  {"internal/event"},
 		"internal/recorder/flow":   {"internal/event"},
 		"internal/recorder/store":  {"internal/event", "internal/schema", "internal/schema/rollup", "internal/recorder/flow"},
@@ -62,6 +62,8 @@ func edges() map[string][]string {
 		"internal/recorder/desk":       {"internal/event", "internal/errand", "internal/recorder/notify"},
 		"internal/recorder/journal":    {"internal/recorder/notify"},
 		"internal/recorder/virustotal": {},
+		"internal/recorder/links":      {},
+		"internal/recorder/budget":     {"internal/event", "internal/recorder/flow", "internal/recorder/notify"},
 
 		// The desktop user's wing: one room.
 		"internal/session": {"internal/event", "internal/errand"},

@@ -184,6 +184,21 @@ func (k *Known) Took(state any, seqs []uint64) {
 	}
 }
 
+// Say takes in something that is to be told and is no finding of Known's: from then on it is in the journal until Took says that it is
+// safe elsewhere. The same id is not told twice, also not after a kill in between: whoever calls can write down that it was told
+// afterwards.
+func (k *Known) Say(id string, n notify.Notice) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	w := written{id, 0}
+	if slices.Contains(k.journal.done, w) {
+		return
+	}
+	k.seq++
+	k.commit(&news{Seq: k.seq, Notice: &n, Written: &w})
+	k.o.Tell(k.seq, n)
+}
+
 // Tick does what is due: call it about once per second, from the goroutine of Seen.
 func (k *Known) Tick(at int64) {
 	k.mu.Lock()

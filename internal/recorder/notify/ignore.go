@@ -27,16 +27,16 @@ func NewIgnore(entries []string) (Ignore, error) {
 		case sum.MatchString(e):
 			g.hashes[strings.ToLower(e)] = true
 		case strings.Contains(e, "/"):
-			g.paths = append(g.paths, glob(e))
+			g.paths = append(g.paths, Glob(e))
 		default:
-			g.names = append(g.names, glob(e))
+			g.names = append(g.names, Glob(e))
 		}
 	}
 	return g, nil
 }
 
-// glob compiles a pattern for texts that went through event.Text.
-func glob(pattern string) *regexp.Regexp {
+// Glob compiles a pattern of "Notify ignore" or "Data limits" for texts that went through event.Text.
+func Glob(pattern string) *regexp.Regexp {
 	var b strings.Builder
 	b.WriteString(`^`)
 	for i := 0; i < len(pattern); {

@@ -19,6 +19,7 @@ const (
 	Tampered   Kind = "tampered"   // a known file changed, and is not what its package ships
 	Modified   Kind = "modified"   // the file of a known program was written to in place
 	Suspicious Kind = "suspicious" // VirusTotal knows the file as suspicious or malicious
+	DataLimit  Kind = "data-limit" // 80 % or all of a "Data limits" entry is used
 	Loss       Kind = "loss"       // something could not be seen, kept or resolved
 	Failure    Kind = "failure"    // something else of picosnitch itself went wrong
 )
@@ -65,6 +66,7 @@ func Kinds() []Form {
 		{Kind: ChangedScript, One: "Script changed", Many: "%d scripts changed", Where: "exe.log has them all", Urgency: Normal, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Tampered, One: "Program is not what its package ships", Many: "%d programs are not what their packages ship", Where: "exe.log has them all", Urgency: Critical, Loud: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Modified, One: "Program modified in place", Many: "%d programs modified in place", Where: "exe.log has them all", Urgency: Normal, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
+		{Kind: DataLimit, One: "Data limit", Many: "%d data limits", Where: "see `picosnitch status`", Urgency: Normal, Always: true, Rest: time.Second, Calm: 10 * time.Second, Quiet: 2 * time.Second},
 		{Kind: Failure, One: "picosnitch needs attention", Many: "picosnitch needs attention: %d messages", Where: "see error.log", Plain: true, Urgency: Normal, Always: true, Rest: time.Hour, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Loss, One: "picosnitch lost something", Many: "picosnitch lost something, for %d reasons", Where: "see error.log", Plain: true, Urgency: Normal, Always: true, Rest: time.Hour, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Suspicious, One: "VirusTotal: suspicious", Many: "VirusTotal: %d suspicious files", Where: "exe.log has them all", Urgency: Critical, Loud: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},

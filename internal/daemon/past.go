@@ -1,0 +1,73 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/reader/country"
+	"github.com/picosnitch/picosnitch/internal/reader/query"
+	"github.com/picosnitch/picosnitch/internal/recorder"
+)
+
+// past answers what the log has of a limit that is new: the recorder does not know how to read it. What stays on this machine and in the
+// local network is left out as far as addresses alone tell it.
+func past(file string) func(context.Context, recorder.Limit, time.Time) (event.Bytes, time.Time, error) {
+	return func(ctx context.Context, l recorder.Limit, since time.Time) (sum event.Bytes, from time.Time, err error) {
+		q, err := query.OpenLocal(ctx, file, query.Options{Country: func(a netip.Addr) string { return country.Special(a) }})
+		if err != nil {
+			return sum, from, err
+		}
+		defer q.Close()
+		away := []string{country.Machine}
+		if !l.Local {
+			away = append(away, country.Private, country.Shared, country.LinkLocal, country.Multicast)
+		}
+		where := []query.Filter{{By: query.Family, Values: []string{"inet", "inet6"}}, {By: query.Country, Match: query.NotEqual, Values: away}}
+		add := func(s query.Sum) { sum.Sent, sum.Received = sum.Sent+s.Sent, sum.Received+s.Received }
+		ask := query.Question{Where: where, Range: query.Range{Since: since.Unix()}}
+		if len(l.Programs) == 0 {
+			a, err := q.Totals(ctx, ask)
+			if err != nil {
+				return sum, from, err
+			}
+			add(a.Total)
+		} else {
+			m := l.Matcher()
+			// What is found by its path is not counted once more by its script, nor by its name.
+			for _, by := range []query.Dimension{query.Exe, query.Script, query.Name} {
+				ask.By = by
+				a, err := q.Totals(ctx, ask)
+				if err != nil {
+					return sum, from, err
+				}
+				var found []string
+				for _, r := range a.Rows {
+					if m.Match(only(by, query.Exe, r.Value), only(by, query.Script, r.Value), only(by, query.Name, r.Value)) {
+						add(r.Sum)
+						found = append(found, r.Value)
+					}
+				}
+				if len(found) > 0 {
+					ask.Where = append(ask.Where, query.Filter{By: by, Match: query.NotEqual, Values: found})
+				}
+			}
+		}
+		// The log may be younger than the period: it says from when on it knows.
+		seen, err := q.Seen(ctx, nil)
+		if err != nil {
+			return sum, from, err
+		}
+		first := cmp.Or(seen.First, time.Now().Unix())
+		return sum, time.Unix(max(since.Unix(), first), 0), nil
+	}
+}
+
+func only(by, want query.Dimension, value string) string {
+	if by == want {
+		return value
+	}
+	return ""
+}
