@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os/exec"
@@ -20,6 +21,7 @@ const flushLimit = 10 * time.Second
 type bulletin struct {
 	mu    sync.Mutex
 	queue []event.Notice // guarded by mu
+	left  int            // refused because there were too many; guarded by mu
 }
 
 // maxBulletin bounds the queue; the oldest notices are the ones that explain the rest, so the newest are refused.
@@ -30,7 +32,8 @@ func (b *bulletin) post(n ...event.Notice) {
 	defer b.mu.Unlock()
 	for _, one := range n {
 		if len(b.queue) == maxBulletin {
-			return
+			b.left++
+			continue
 		}
 		one.Text, one.Hint = event.Text([]byte(one.Text)), event.Text([]byte(one.Hint))
 		b.queue = append(b.queue, one)
@@ -47,7 +50,11 @@ func (b *bulletin) peek() []event.Notice {
 func (b *bulletin) flush(w io.Writer) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for len(b.queue) > 0 {
+	for len(b.queue) > 0 || b.left > 0 {
+		if len(b.queue) == 0 {
+			b.queue = append(b.queue, event.Notice{Level: "warning", Text: fmt.Sprintf("messages that were left out while no recorder took them: %d", b.left), Hint: "the ones beside this line say why none did"})
+			b.left = 0
+		}
 		line, err := event.Append(nil, &event.Event{At: time.Now().UnixNano(), Notice: &b.queue[0]})
 		if err == nil {
 			_, err = w.Write(line)

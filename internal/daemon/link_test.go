@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -42,6 +43,13 @@ func TestBulletinKeepsWhatCouldNotBeWritten(t *testing.T) {
 	}
 	if n := len(b.peek()); n != maxBulletin {
 		t.Errorf("%d notices are kept", n)
+	}
+	out.Reset()
+	if err := b.flush(&out); err != nil {
+		t.Fatal(err)
+	}
+	if lines := strings.Split(strings.TrimSpace(out.String()), "\n"); len(lines) != maxBulletin+1 || !strings.Contains(lines[maxBulletin], fmt.Sprintf("left out while no recorder took them: %d", maxBulletin)) {
+		t.Errorf("what was left out is not told: %d lines, the last %s", len(lines), lines[len(lines)-1])
 	}
 }
 

@@ -167,10 +167,14 @@ func (t *teller) take() {
 	t.queue = nil
 	t.mu.Unlock()
 	for _, u := range queue {
-		if t.finder != nil && hasOrigin(u.n.Kind) {
-			t.asking = append(t.asking, u)
-		} else {
+		switch {
+		case t.finder == nil || !hasOrigin(u.n.Kind):
 			t.add(u)
+		case len(t.asking) < maxUntold:
+			t.asking = append(t.asking, u)
+		default: // who is asked is too slow for all of them: told without, and asked about afterwards
+			t.add(u)
+			t.afterward(u)
 		}
 	}
 	if left > t.full {
@@ -178,6 +182,13 @@ func (t *teller) take() {
 		t.full = left
 		t.say(n.Detail + ": " + n.Hint)
 		t.add(&untold{n: n})
+	}
+}
+
+// afterward keeps a thing that was told without an answer, to ask about it when there is time.
+func (t *teller) afterward(u *untold) {
+	if len(t.late) < maxUntold {
+		t.late = append(t.late, u)
 	}
 }
 
@@ -206,8 +217,8 @@ func (t *teller) ask() {
 	for _, u := range t.asking {
 		if now.Sub(u.since) >= t.patience(now) {
 			t.add(u)
-			if u.verdict == nil && !slices.Contains(t.pending, u) && len(t.late) < maxUntold {
-				t.late = append(t.late, u)
+			if u.verdict == nil && !slices.Contains(t.pending, u) {
+				t.afterward(u)
 			}
 			continue
 		}

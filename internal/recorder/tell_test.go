@@ -272,6 +272,31 @@ func TestTellHangs(t *testing.T) {
 	})
 }
 
+// TestTellHangsFlood: while who is asked hangs, no more than so many things wait for an answer; the others are told without, and counted.
+func TestTellHangsFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		s := newStage(t, fakeFinder(func(origin.Query) origin.Verdict { <-hang; return origin.Verdict{} }))
+		const things = 3 * maxUntold
+		for i := range things {
+			s.tell.offer(0, notify.Notice{Kind: notify.Changed, Path: fmt.Sprint("/", i)})
+			if i%1000 == 999 {
+				synctest.Wait()
+			}
+		}
+		synctest.Wait()
+		if f := s.tell.status.Load(); f.Uncompared < things-maxUntold {
+			t.Errorf("of %d things only %d were told without an answer: the others wait", things, f.Uncompared)
+		}
+		time.Sleep(24 * time.Hour)
+		if f := s.tell.status.Load(); f.Uncompared != things || f.Left != 0 {
+			t.Errorf("%+v", f)
+		}
+		s.stop()
+		close(hang)
+	})
+}
+
 // TestTellLate: the answer comes after the thing was told without it. An alarm is heard nevertheless, also about a file that was not even
 // asked about before.
 func TestTellLate(t *testing.T) {

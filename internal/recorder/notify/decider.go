@@ -30,12 +30,13 @@ type Options struct {
 	First time.Duration
 }
 
-// Decider decides. It is not safe for concurrent use. All instants are ns since 1970 and should not go back.
+// Decider decides. It is not safe for concurrent use. All instants are ns since 1970.
 type Decider struct {
 	o     Options
 	forms []Form
 	holds []int64
 	s     State
+	last  int64 // the last instant
 }
 
 // State is all that a Decider remembers: a Decider that gets it with Restore goes on where the other one was.
@@ -84,16 +85,33 @@ func (d *Decider) Restore(s State, at int64) {
 	}
 	maps.DeleteFunc(s.Groups, func(_ Kind, g *Group) bool { return g == nil })
 	maps.DeleteFunc(s.Rests, func(_ string, r *Rest) bool { return r == nil })
-	for _, g := range s.Groups {
+	d.s, d.last = s, at
+	d.clamp(at)
+}
+
+// clamp lets nothing wait longer than its rule says, counted from an instant.
+func (d *Decider) clamp(at int64) {
+	for _, g := range d.s.Groups {
 		g.First, g.Last, g.Told = min(g.First, at), min(g.Last, at), min(g.Told, at)
 		g.Level = max(0, min(g.Level, len(d.holds)-1))
 		g.Hot = min(g.Hot, at+hot+weight)
 	}
-	for _, r := range s.Rests {
+	for _, r := range d.s.Rests {
 		r.Until = min(r.Until, at+int64(24*time.Hour))
 	}
-	s.FirstUntil = min(s.FirstUntil, at+int64(24*time.Hour))
-	d.s = s
+	first := int64(d.o.First)
+	if first <= 0 { // begun by an earlier Decider
+		first = int64(24 * time.Hour)
+	}
+	d.s.FirstUntil = min(d.s.FirstUntil, at+first)
+}
+
+// tick notices a clock that went back: what was told in a future that is none must not keep silence until then.
+func (d *Decider) tick(at int64) {
+	if at < d.last {
+		d.clamp(at)
+	}
+	d.last = at
 }
 
 // State returns what is to be remembered. It is the Decider's own: write it down before the next call.
@@ -101,6 +119,7 @@ func (d *Decider) State() State { return d.s }
 
 // Add takes a thing in. Its Title, Body, Urgency and Mute are written later.
 func (d *Decider) Add(n Notice, at int64) {
+	d.tick(at)
 	f := form(d.forms, n.Kind)
 	n.Count = max(n.Count, 1)
 	if d.o.Ignore.matches(&n, f) {
@@ -205,6 +224,7 @@ func (d *Decider) again(r *Rest, at int64) {
 
 // Due returns what is to be told at an instant, the least urgent first.
 func (d *Decider) Due(at int64) []Notice {
+	d.tick(at)
 	for k, r := range d.s.Rests {
 		switch {
 		case at < r.Until:

@@ -114,6 +114,42 @@ func TestDayOfTheSame(t *testing.T) {
 	}
 }
 
+// TestClockGoesBack: what was told, or waits, by a wrong clock keeps silence no longer than by the right one.
+func TestClockGoesBack(t *testing.T) {
+	const years = 4 * 365 * 24 * time.Hour
+	for name, first := range map[string]time.Duration{"at once": 0, "first minutes": 3 * time.Minute} {
+		c := newClock(Options{First: first})
+		c.at += int64(years)
+		c.add(NewProgram, "/usr/bin/a")
+		c.run(10 * time.Minute)
+		c.add(Loss, "/usr/bin/b")
+		c.add(NewProgram, "/usr/bin/b") // waits
+		told := len(c.told)
+		c.at -= int64(years)
+		c.run(time.Second) // when it is noticed
+		c.run(10 * time.Minute)
+		if got := len(c.told) - told; got != 2 {
+			t.Errorf("%s: %d of 2 that waited were told: %+v", name, got, c.told[told:])
+		}
+		c.run(25 * time.Hour)
+		told = len(c.told)
+		c.add(NewProgram, "/usr/bin/a")
+		c.run(10 * time.Minute)
+		if got := len(c.told) - told; got != 1 {
+			t.Errorf("%s: told %d times a day later", name, got)
+		}
+	}
+	c := newClock(Options{First: 3 * time.Minute})
+	c.at += int64(years)
+	c.add(NewProgram, "/usr/bin/a")
+	c.at -= int64(years)
+	c.run(time.Second)
+	c.run(4 * time.Minute)
+	if len(c.told) != 1 {
+		t.Errorf("the digest of the first minutes was told %d times", len(c.told))
+	}
+}
+
 func TestOtherKindIsNotAtRest(t *testing.T) {
 	c := newClock(Options{})
 	c.add(Upgraded, "/usr/bin/curl")
