@@ -51,11 +51,29 @@ func (h *Hooks) Wake() error {
 	return nil
 }
 
-// Wait blocks until the kernel wakes the reader, because a ring buffer fills, until Wake, or until the timeout.
+// Wait blocks until the kernel wakes the reader, because a ring buffer fills, until Wake, or until the timeout. It waits in Go's poller: to be
+// in a system call for long costs the runtime some sixty looks at whether it has come back, for each time.
 func (h *Hooks) Wait(timeout time.Duration) error {
-	var ev [3]unix.EpollEvent
-	_, err := unix.EpollWait(h.epoll, ev[:], int(max(timeout, 0)/time.Millisecond))
-	if err != nil && !errors.Is(err, unix.EINTR) {
+	if err := h.epoll.SetReadDeadline(time.Now().Add(max(timeout, 0))); err != nil {
+		return fmt.Errorf("wait for the kernel: %w", err)
+	}
+	c, err := h.epoll.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("wait for the kernel: %w", err)
+	}
+	var failed error
+	err = c.Read(func(fd uintptr) bool {
+		var ev [3]unix.EpollEvent
+		n, err := unix.EpollWait(int(fd), ev[:], 0)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			failed = err
+		}
+		return n > 0 || failed != nil
+	})
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = nil
+	}
+	if err = errors.Join(err, failed); err != nil {
 		return fmt.Errorf("wait for the kernel: %w", err)
 	}
 	return nil

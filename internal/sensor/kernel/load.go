@@ -49,7 +49,7 @@ type Hooks struct {
 	noCgroup   error
 	released   *ringbuf.Reader
 	processes  *ringbuf.Reader
-	epoll      int
+	epoll      *os.File
 	wake       int        // eventfd
 	ring       int        // size of a ring buffer, in bytes
 	sendpage   bool       // the kernel has a way of sending of its own for files and pipes
@@ -113,7 +113,7 @@ func loadSet(o Options, set string) (*Hooks, error) {
 		pages = 64
 	}
 	h := &Hooks{
-		set: set, options: o, bandwidth: o.Bandwidth, plain: o.Plain, cgroupFD: -1, epoll: -1, wake: -1,
+		set: set, options: o, bandwidth: o.Bandwidth, plain: o.Plain, cgroupFD: -1, wake: -1,
 		refused: map[string]error{}, datagrams: newDatagrams(),
 	}
 	h.cgroup, h.cgroupFD, h.noCgroup = cgroupRoot()
@@ -309,16 +309,21 @@ func (h *Hooks) openRings() error {
 	if h.processes, err = ringbuf.NewReader(h.collection.Maps["processes"]); err != nil {
 		return fmt.Errorf("open ring buffer: %w", err)
 	}
-	if h.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
 		return fmt.Errorf("epoll: %w", err)
 	}
+	if err := unix.SetNonblock(epoll, true); err != nil { // Go's runtime is to wait for it: see Wait
+		return errors.Join(fmt.Errorf("epoll: %w", err), unix.Close(epoll))
+	}
+	h.epoll = os.NewFile(uintptr(epoll), "epoll")
 	if h.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return fmt.Errorf("eventfd: %w", err)
 	}
 	for _, fd := range []int{h.collection.Maps["released"].FD(), h.collection.Maps["processes"].FD(), h.wake} {
 		// Edge-triggered: a ring is readable with a single report in it, but we only want the kernel's wake-ups.
 		ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(fd)}
-		if err := unix.EpollCtl(h.epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+		if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
 			return fmt.Errorf("epoll: %w", err)
 		}
 	}
@@ -373,7 +378,11 @@ func (h *Hooks) Close() error {
 	if h.processes != nil {
 		errs = append(errs, h.processes.Close())
 	}
-	for _, fd := range []*int{&h.epoll, &h.wake, &h.cgroupFD} {
+	if h.epoll != nil {
+		errs = append(errs, h.epoll.Close())
+		h.epoll = nil
+	}
+	for _, fd := range []*int{&h.wake, &h.cgroupFD} {
 		if *fd >= 0 {
 			errs = append(errs, unix.Close(*fd))
 			*fd = -1
