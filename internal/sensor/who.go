@@ -104,9 +104,10 @@ func (l *loop) unresolved(p *event.Process) bool {
 	return unfound(p) || n != nil && n.asked
 }
 
-// complete waits a moment for what is still to come about p and its ancestors, and returns what is known then.
+// complete waits a moment for what is still to come about p and those of its ancestors that the recorder does not know, and returns
+// what is known then.
 func (l *loop) complete(p event.Process) (event.Process, []event.Process) {
-	up := l.table.Ancestors(p.ID)
+	up := l.table.Ancestors(p.ID, l.stream.knows)
 	enough := func() bool {
 		for i := range up {
 			if l.unresolved(&up[i]) {
@@ -119,7 +120,7 @@ func (l *loop) complete(p event.Process) (event.Process, []event.Process) {
 		if q, ok := l.table.Resolve(p.ID); ok {
 			p = q
 		}
-		up = l.table.Ancestors(p.ID)
+		up = l.table.Ancestors(p.ID, l.stream.knows)
 		return enough()
 	}
 	if !enough() {

@@ -266,15 +266,20 @@ func (t *Table) Newest(pid uint32) (event.Process, bool) {
 }
 
 // Ancestors returns the images that forked id, its parent's parent and so on, nearest first, at most MaxAncestors. Those
-// of which only the number is known have event.SourceUnknown.
-func (t *Table) Ancestors(id event.ProcessID) []event.Process {
+// of which only the number is known have event.SourceUnknown. Those that skip, if it is not nil, is
+// true for are left out.
+func (t *Table) Ancestors(id event.ProcessID, skip func(event.ProcessID) bool) []event.Process {
 	im := t.lookup(id)
 	if im == nil {
 		return nil
 	}
 	var chain []event.Process
-	for up := im.proc.up(); up != nil && len(chain) < MaxAncestors; up = up.proc.up() {
-		chain = append(chain, up.process())
+	up := im.proc.up()
+	for n := 0; up != nil && n < MaxAncestors; n++ {
+		if skip == nil || !skip(up.id) {
+			chain = append(chain, up.process())
+		}
+		up = up.proc.up()
 	}
 	return chain
 }

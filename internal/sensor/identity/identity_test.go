@@ -47,7 +47,7 @@ func unknown(t *testing.T, table *Table, id event.ProcessID) event.Process {
 
 func chain(table *Table, id event.ProcessID) []string {
 	var paths []string
-	for _, p := range table.Ancestors(id) {
+	for _, p := range table.Ancestors(id, nil) {
 		paths = append(paths, p.Path)
 	}
 	return paths
@@ -231,7 +231,7 @@ func TestMissingEvents(t *testing.T) {
 		p.Parent = id(1, 4)
 		table.Exec(p)
 		known(t, table, id(2, 1), "/a", id(1, 4))
-		if up := table.Ancestors(id(2, 1)); len(up) != 1 || up[0].Source != event.SourceUnknown || up[0].ID != id(1, 4) {
+		if up := table.Ancestors(id(2, 1), nil); len(up) != 1 || up[0].Source != event.SourceUnknown || up[0].ID != id(1, 4) {
 			t.Errorf("ancestors %+v; want the number of one", up)
 		}
 		if table.Stats().UnknownParents != 1 {
@@ -325,7 +325,7 @@ func TestMissingEvents(t *testing.T) {
 		table.Fork(id(1, 1), zero, 0)
 		table.Fork(id(2, 1), id(3, 1), 0) // a circle
 		table.Fork(id(3, 1), id(2, 1), 0)
-		if n := len(table.Ancestors(id(2, 1))); n != MaxAncestors {
+		if n := len(table.Ancestors(id(2, 1), nil)); n != MaxAncestors {
 			t.Errorf("%d ancestors in a circle", n)
 		}
 		if n := len(slices.Collect(table.All())); n != table.Len() {
@@ -473,7 +473,7 @@ func TestForkBombIsBounded(t *testing.T) {
 		t.Errorf("stats %+v; want at most %d images, live ones evicted and counted", s, limit)
 	}
 	// Programs outlive copies, and what was evicted is reported.
-	known(t, table, id(3, 3), "/bin/daemon", table.Ancestors(id(3, 3))[0].ID)
+	known(t, table, id(3, 3), "/bin/daemon", table.Ancestors(id(3, 3), nil)[0].ID)
 	known(t, table, id(1e6+10*limit-1, 3), "/bin/daemon", id(3, 3))
 	if n, want := uint64(len(table.Sweep(0))), s.EvictedDead+s.EvictedLive; n != want {
 		t.Errorf("%d reported as forgotten, want %d", n, want)
