@@ -2,6 +2,7 @@ package sensor
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,11 +23,11 @@ type executed struct {
 	fresh  []event.Process // execs whose descriptors were not looked for yet
 	late   []lateExec
 	// With Options.EveryExe: what is to be recorded.
-	records []event.Process
-	backlog []event.Process // whose digests are wanted when the queue has room
-	lost    uint64          // descriptors closed because there were too many
-	// written is when a file was last seen to be written to.
-	written   map[digest.Inode]time.Time
+	records   []event.Process
+	backlog   []event.Process // whose digests are wanted when the queue has room
+	lost      uint64          // descriptors closed because there were too many
+	written   map[digest.Inode]writes
+	forgot    time.Time // writes before it may be missing from written
 	overflows uint64
 	nonce     uint32 // see name
 }
@@ -36,6 +37,38 @@ type held struct {
 	digest.Descriptor
 	inode fanotify.Inode
 	idle  time.Time // since then no process runs it; zero: one does
+}
+
+// writes are when a file was seen to be written to, oldest first.
+type writes struct {
+	at  []time.Time
+	cut bool // there were earlier ones
+}
+
+// writesMax bounds the writes that are remembered of a file: each but the first had an exec before it.
+const writesMax = 64
+
+func (w *writes) add(at time.Time) {
+	if len(w.at) == writesMax {
+		w.at = append(w.at[:0], w.at[1:]...)
+		w.cut = true
+	}
+	w.at = append(w.at, at)
+}
+
+func (w *writes) last() time.Time {
+	if len(w.at) == 0 {
+		return time.Time{}
+	}
+	return w.at[len(w.at)-1]
+}
+
+// between reports whether there may have been a write from since to until.
+func (w *writes) between(since, until time.Time) bool {
+	if w.cut && since.Before(w.at[0]) {
+		return true
+	}
+	return slices.ContainsFunc(w.at, func(at time.Time) bool { return !at.Before(since) && !at.After(until) })
 }
 
 // lateExec is an exec whose descriptor has not come yet.
@@ -63,7 +96,7 @@ const (
 func (l *loop) openExecuted() {
 	x := &l.executed
 	x.files = map[event.FileID]*held{}
-	x.written = map[digest.Inode]time.Time{}
+	x.written = map[digest.Inode]writes{}
 	x.limit = descriptorLimit()
 	o := fanotify.Options{Limit: x.limit, Known: func(id fanotify.Identity) bool {
 		return l.digester.Known(digest.Inode(id.Inode), id.Ctime, id.Size)
@@ -169,8 +202,8 @@ func (l *loop) claimOne(p *event.Process) bool {
 		// Its content is known, so the descriptor was closed at once.
 		return l.digester.Known(digest.Inode{Device: p.File.Device, Number: p.File.Inode}, p.File.Ctime, p.File.Size)
 	}
-	at, written := x.written[digest.Inode(o.Identity.Inode)]
-	vouched := l.unwritten(&o, p) && !(written && at.After(o.At))
+	w := x.written[digest.Inode(o.Identity.Inode)]
+	vouched := l.unwritten(&o, p) && !w.last().After(o.At)
 	if !l.stream.knows(p.ID) {
 		l.name(p, o.Version, vouched)
 	}
@@ -256,27 +289,24 @@ func (x *executed) descriptor(file event.FileID) digest.Descriptor {
 	return h.Descriptor
 }
 
-// record tells of the programs that were executed, when all of them are to be told.
-func (l *loop) record() {
+// record tells of the programs that were executed, when all of them are to be told; at the end also of those that are too many.
+func (l *loop) record(end bool) {
 	x := &l.executed
-	// While the recorder is behind they wait here, as counts wait in the kernel.
-	if len(x.records) == 0 || l.out.Full() && len(x.records) < recordsMax {
-		return
-	}
-	records := x.records
-	x.records = nil // more may come meanwhile
-	for i := range records {
-		p := &records[i]
-		l.announce(*p)
+	for n := 0; n < len(x.records); n++ {
+		// While the recorder or the digester is behind they wait here, as counts wait in the kernel.
+		if waiting := len(x.records) - n; !end && waiting < recordsMax && (l.out.Full() || l.digester.Room() == 0) {
+			x.records = append(x.records[:0], x.records[n:]...)
+			return
+		}
+		p := x.records[n]
+		l.announce(p)
 		l.stream.flow(&event.Flow{Process: p.ID, UID: p.UID, Family: event.FamilyExec, Conns: 1})
 		if l.stream.large() {
 			l.closeBatch(false)
 		}
 	}
-	if x.records == nil {
-		clear(records)
-		x.records = records[:0]
-	}
+	clear(x.records)
+	x.records = x.records[:0]
 }
 
 // flush gives up waiting for descriptors: it is the end.
@@ -328,10 +358,17 @@ func (l *loop) drainWatch() {
 	if s := x.watch.Stats(); s.Overflows != x.overflows {
 		x.overflows = s.Overflows
 		l.digester.ForgetAll()
-		for _, h := range x.files {
-			h.Vouched = false
-		}
+		x.forgetWrites()
 		l.notice("error", "the kernel dropped notices of executed and changed files: no digest that was made before is trusted any more", "the machine is short of memory")
+	}
+}
+
+// forgetWrites leaves nothing that rests on what files were not written to until now.
+func (x *executed) forgetWrites() {
+	clear(x.written)
+	x.forgot = time.Now()
+	for _, h := range x.files {
+		h.Vouched = false
 	}
 }
 
@@ -341,12 +378,11 @@ func (l *loop) written(c *fanotify.Change) {
 	inode := digest.Inode(c.Inode)
 	l.digester.Forget(inode)
 	if len(x.written) >= writtenMax {
-		clear(x.written)
-		for _, h := range x.files {
-			h.Vouched = false
-		}
+		x.forgetWrites()
 	}
-	x.written[inode] = c.At
+	w := x.written[inode]
+	w.add(c.At)
+	x.written[inode] = w
 	for _, h := range x.files {
 		if h.inode == c.Inode {
 			h.Vouched = false
@@ -368,11 +404,10 @@ func (l *loop) written(c *fanotify.Change) {
 // some moment, and nobody wrote since; or the process still runs it.
 func (l *loop) vouches(r *digest.Result) bool {
 	l.drainWatch()
-	at, written := l.executed.written[r.Source]
-	if written && !at.Before(r.Since) && !at.After(r.Ended) {
+	if w := l.executed.written[r.Source]; w.between(r.Since, r.Ended) {
 		return false
 	}
-	if r.Vouched && r.Ended.Sub(r.Since) < writtenKept {
+	if r.Vouched && r.Since.After(l.executed.forgot) && r.Ended.Sub(r.Since) < writtenKept {
 		return true
 	}
 	if r.Unconfirmed == "" {
@@ -418,8 +453,8 @@ func (l *loop) sweepExecuted(now time.Time) {
 		order = append(order, file)
 	}
 	x.order = order
-	for inode, at := range x.written {
-		if now.Sub(at) > writtenKept {
+	for inode, w := range x.written {
+		if now.Sub(w.last()) > writtenKept {
 			delete(x.written, inode)
 		}
 	}

@@ -109,7 +109,10 @@ func driver(b *testing.B, dir, program string, n int) {
 
 // BenchmarkIdentityOfShortLived is what a distinct program that lives for a tenth of a millisecond costs the sensor. Run it with -benchtime 1x.
 func BenchmarkIdentityOfShortLived(b *testing.B) {
-	const programs = 2000
+	programs := 2000
+	if s := os.Getenv("SENSOR_BENCH_SHORT"); s != "" {
+		programs, _ = strconv.Atoi(s)
+	}
 	program := filepath.Join(b.TempDir(), "program")
 	if err := os.WriteFile(program, sender(b, sink(b)), 0o755); err != nil {
 		b.Fatal(err)
@@ -129,13 +132,16 @@ func BenchmarkIdentityOfShortLived(b *testing.B) {
 		hashed, missed := c.count()
 		b.ReportMetric(float64(hashed-digests), "hashed")
 		b.ReportMetric(float64(missed-failed), "missed")
-		b.ReportMetric(used/programs/1e3, "µs-cpu/exec")
+		b.ReportMetric(used/float64(programs)/1e3, "µs-cpu/exec")
 	}
 }
 
 // BenchmarkIdentityOfMany executes 100,000 distinct programs: descriptors and memory stay bounded. Run it with -benchtime 1x.
 func BenchmarkIdentityOfMany(b *testing.B) {
-	const programs = 100_000
+	programs := 100_000
+	if s := os.Getenv("SENSOR_BENCH_MANY"); s != "" {
+		programs, _ = strconv.Atoi(s)
+	}
 	program := filepath.Join(b.TempDir(), "program")
 	if err := os.WriteFile(program, sender(b, sink(b)), 0o755); err != nil {
 		b.Fatal(err)
@@ -170,13 +176,13 @@ func BenchmarkIdentityOfMany(b *testing.B) {
 		stop()
 		hashed, missed := c.count()
 		if again <= first {
-			b.Error("what was evicted was not hashed when it was met again")
+			b.Error("what was evicted was not hashed when it was met again", first, again, hashed, missed)
 		}
 		b.ReportMetric(float64(hashed), "hashed")
 		b.ReportMetric(float64(missed), "missed")
 		b.ReportMetric(float64(most), "descriptors")
 		b.ReportMetric(float64(resident())/(1<<20), "MB")
-		b.ReportMetric(programs/took.Seconds(), "exec/s")
+		b.ReportMetric(float64(programs)/took.Seconds(), "exec/s")
 	}
 }
 

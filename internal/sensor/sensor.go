@@ -45,8 +45,10 @@ const (
 	grace = 10 * time.Second
 	// imageGrace is how long an image is kept after its end: sockets that the kernel closes on its behalf come late.
 	imageGrace = 30 * time.Second
-	// digestWait is how long a batch waits for executables that are met for the first time, lastDigestWait the last one.
+	// digestWait is how long a batch waits for executables that are met for the first time, lastDigestWait the last one; digestPause is
+	// between two looks at what came.
 	digestWait     = 500 * time.Millisecond
+	digestPause    = 2 * time.Millisecond
 	lastDigestWait = 3 * time.Second
 	// finalRounds is how often the last execs are looked for: each round may bring some more.
 	finalRounds = 3
@@ -138,7 +140,7 @@ func newLoop(o Options) (*loop, error) {
 		told:  map[string]time.Time{},
 	}
 	l.openExecuted()
-	l.digester = digest.New(digest.Options{Queue: l.executed.limit, Settle: l.executed.settle})
+	l.digester = digest.New(digest.Options{Queue: l.executed.limit, Settle: l.executed.settle, Behind: func() { _ = l.hooks.Wake() }}) // else they are taken at the next tick
 	l.who = newWho()
 	l.who.names.Root = o.root
 	l.stream = newStream()
@@ -236,7 +238,8 @@ func (l *loop) run(ctx context.Context) error {
 		}
 		l.take(l.hooks.Processes(l))
 		l.claim()
-		l.record()
+		l.takeDigests(time.Now().Add(digestWait))
+		l.record(false)
 		l.switchPackets()
 		if now := time.Now(); now.Before(next) {
 			if !l.out.Full() {
@@ -255,7 +258,7 @@ func (l *loop) run(ctx context.Context) error {
 		l.claim()
 	}
 	l.executed.flush(l.o.EveryExe)
-	l.record()
+	l.record(true)
 	l.awaitDigests(lastDigestWait)
 	l.book(before)
 	l.tally.settle()
@@ -284,7 +287,7 @@ func (l *loop) tick() {
 	l.take(0, err)
 	l.take(0, l.hooks.Drain(l, l.flow))
 	l.claim()
-	l.record()
+	l.record(false)
 	l.awaitDigests(digestWait)
 	l.book(before)
 	l.idlePackets(before.PacketUsed)
@@ -439,26 +442,28 @@ func orUnknown(path string) string {
 // awaitDigests takes in what the workers have read. It waits a moment, so that most rows leave with their digest: the
 // kernel goes on counting meanwhile. Larger executables follow later.
 func (l *loop) awaitDigests(limit time.Duration) {
-	end := time.After(limit)
+	end := time.Now().Add(limit)
 	for waited := false; ; {
 		busy := l.digester.Pending() > 0 || len(l.executed.backlog) > 0
-		select {
-		case r := <-l.digester.Results():
-			l.digest(r)
-			continue
-		default:
-		}
-		if !busy && !waited {
+		l.takeDigests(end)
+		if !busy && !waited || !time.Now().Before(end) {
 			return
 		}
 		waited = busy // once more after the last job: its result is on the way
+		// To wake up for each result costs more than to read a small file.
+		time.Sleep(digestPause)
+		l.take(l.hooks.Processes(l)) // their ring must not fill meanwhile
+		l.claim()
+	}
+}
+
+// takeDigests takes in the results that are there.
+func (l *loop) takeDigests(end time.Time) {
+	for time.Now().Before(end) {
 		select {
 		case r := <-l.digester.Results():
 			l.digest(r)
-		case <-time.After(5 * time.Millisecond):
-			l.take(l.hooks.Processes(l)) // their ring must not fill meanwhile
-			l.claim()
-		case <-end:
+		default:
 			return
 		}
 	}

@@ -26,6 +26,7 @@ type stream struct {
 	open    outlet.Batch
 	buf     []byte
 	pending []event.Notice // for the loop to write
+	prune   int            // when digests that no process needs any more are forgotten: above so many
 }
 
 // fact is a process that the recorder knows.
@@ -35,7 +36,7 @@ type fact struct {
 }
 
 func newStream() *stream {
-	return &stream{facts: map[event.ProcessID]*fact{}, digests: map[event.FileID]event.Executable{}}
+	return &stream{facts: map[event.ProcessID]*fact{}, digests: map[event.FileID]event.Executable{}, prune: digestsMax}
 }
 
 func newStreamID() string {
@@ -109,8 +110,9 @@ func (s *stream) process(p event.Process) bool {
 	if f := s.facts[p.ID]; f != nil && f.ended == 0 {
 		return false
 	}
-	s.facts[p.ID] = &fact{process: p} // new, or the full table had forgotten it while it ran
-	s.add(&event.Event{Process: &p})
+	f := &fact{process: p} // new, or the full table had forgotten it while it ran
+	s.facts[p.ID] = f
+	s.add(&event.Event{Process: &f.process})
 	return true
 }
 
@@ -164,8 +166,9 @@ func (s *stream) executable(x event.Executable) {
 	defer s.mu.Unlock()
 	if !x.File.IsZero() {
 		s.digests[x.File] = x
-		if len(s.digests) > digestsMax {
+		if len(s.digests) > s.prune {
 			s.pruneDigests()
+			s.prune = max(digestsMax, 2*len(s.digests)) // not for each one, when all are needed
 		}
 	}
 	s.add(&event.Event{Executable: &x})
@@ -190,7 +193,7 @@ func (s *stream) fileAt(device, inode uint64) (string, event.FileID, bool) {
 	return "", event.FileID{}, false
 }
 
-// digestsMax is when digests that no process needs any more are forgotten.
+// digestsMax is how many digests are kept without a look at whether a process needs them.
 const digestsMax = 16384
 
 func (s *stream) pruneDigests() {

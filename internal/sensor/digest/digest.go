@@ -57,6 +57,7 @@ type Options struct {
 	Cache   int           // results kept; the oldest goes first
 	MaxSize int64         // bytes of a file; larger ones are refused with ReasonSize
 	Settle  func()        // called when a Descriptor was read: after it, whoever watches for writes knows all that came before
+	Behind  func()        // called when many Results wait
 	Stall   time.Duration // without a byte read for so long, a file system is given up and its worker replaced
 }
 
@@ -85,6 +86,32 @@ type Descriptor struct {
 	Since   time.Time
 	// Own says that the file's identity is what stat(2) told of this descriptor: while its change time is the same, it is the same.
 	Own bool
+}
+
+// promising tells how likely a is to prove what its process executed.
+func (a *asker) promising() int {
+	switch {
+	case a.fd >= 0 && (a.file.Vouched || a.file.Own):
+		return 2
+	case !isYoung(&a.Process):
+		return 1
+	}
+	return 0
+}
+
+// add takes in one more asker of the job's file. When there are enough, only one that is more promising than the last: while a job waits, a file
+// may become old enough for its content to be proven. Digester.mu is held.
+func (j *job) add(a *asker) {
+	last := len(j.askers) - 1
+	switch {
+	case len(j.askers)-j.begun < maxAskers:
+		j.askers = append(j.askers, *a)
+	case a.promising() > j.askers[last].promising():
+		j.askers[last].close()
+		j.askers[last] = *a
+	default:
+		a.close()
+	}
 }
 
 // None is no Descriptor.
@@ -126,6 +153,7 @@ type job struct {
 	source Inode   // what was read
 	held   bool    // through a descriptor of the asker
 	reader int     // that asker's place
+	begun  int     // how many askers were tried, or are
 	stale  bool    // source was written to while it was read
 	ended  time.Time
 }
@@ -144,7 +172,10 @@ func (a *asker) close() {
 	}
 }
 
-// maxAskers is how many processes a job remembers: if one is gone, another may still show the file.
+// resultsMax is how many results wait: those of a few milliseconds, so that the reader need not wake up for each.
+const resultsMax = 1024
+
+// maxAskers is how many processes a job remembers that it has not tried: if one is gone, another may still show the file.
 const maxAskers = 4
 
 // Digester hashes executables. Make it with New, and call Run.
@@ -184,7 +215,7 @@ func New(o Options) *Digester {
 	}
 	return &Digester{
 		o:       o,
-		results: make(chan Result, 64),
+		results: make(chan Result, resultsMax),
 		wake:    make(chan struct{}, 1),
 		pending: make(map[cacheKey]*job),
 		cache:   make(map[cacheKey]entry),
@@ -193,7 +224,7 @@ func New(o Options) *Digester {
 	}
 }
 
-// Results delivers what became of the jobs. Workers wait while it is full (64), so it must be read; Want does not.
+// Results delivers what became of the jobs. Workers wait while it is full (1024), so it must be read; Want does not.
 func (d *Digester) Results() <-chan Result { return d.results }
 
 // Want asks for the digest of the file that p executes. It never blocks. When the answer is known (a digest of
@@ -227,11 +258,7 @@ func (d *Digester) want(a *asker) (event.Executable, bool) {
 		}
 	}
 	if j := d.pending[key]; j != nil {
-		if len(j.askers) < maxAskers {
-			j.askers = append(j.askers, *a)
-		} else {
-			a.close() // the others' are of the same file
-		}
+		j.add(a)
 		return event.Executable{}, false
 	}
 	if len(d.queue) >= d.o.Queue {

@@ -162,6 +162,29 @@ func TestLateComerIsTriedAgain(t *testing.T) {
 	}
 }
 
+// TestOlderFileHelps: a file that is executed all the time while its job waits is too young for the first ones only.
+func TestOlderFileHelps(t *testing.T) {
+	t.Parallel()
+	p := file(t, filepath.Join(t.TempDir(), "prog"), []byte("x"))
+	p.ID.Start = 1 << 62 // has ended
+	d := New(Options{})
+	for i := range 2 * maxAskers {
+		young := p
+		young.ID.PID, young.Started = uint32(100+i), p.File.Ctime
+		d.Want(young)
+	}
+	p.ID.PID = 99
+	d.Want(p)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = d.Run(ctx) })
+	defer wg.Wait()
+	defer cancel()
+	if r := receive(t, d); r.Executable.SHA256 != sumOf(t, p.Path) {
+		t.Errorf("got %+v, want the digest that the last process proves", r)
+	}
+}
+
 func TestManyAtOnce(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -26,6 +26,8 @@ const (
 	// fresh is how old a change time must be for a digest to be kept: two changes within one tick of the kernel's
 	// coarse clock (up to 10 ms; before Linux 6.13) share it.
 	fresh = 50 * time.Millisecond
+	// short is a file that is read before anything is gained by giving way: most programs, in less time than their start takes.
+	short = 1 << 20
 	// niceness and priority are the lowest that still make progress on a busy machine.
 	niceness = 19
 	priority = 2<<13 | 7 // IOPRIO_CLASS_BE, level 7: ioprio_set(2)
@@ -39,6 +41,7 @@ type worker struct {
 	quiet time.Time  // since then it has not moved
 	given bool       // given up: it ends when its file system answers
 
+	low      bool         // its thread gave its priority away; the thread's own
 	progress atomic.Int64 // bytes and jobs
 }
 
@@ -48,7 +51,7 @@ func (d *Digester) run(ctx context.Context) error {
 	start := func() {
 		w := &worker{}
 		workers = append(workers, w)
-		wg.Go(func() { d.work(ctx, w, &wg) })
+		wg.Go(func() { d.work(ctx, w) })
 	}
 	for range d.o.Workers {
 		start()
@@ -127,30 +130,49 @@ func (w *worker) set(j *job) bool {
 	return !w.given
 }
 
-func (d *Digester) work(ctx context.Context, w *worker, wg *sync.WaitGroup) {
-	// The priorities are the thread's; it ends with this goroutine because it is never unlocked. Without them the
-	// digests are right too, so errors do not matter.
-	runtime.LockOSThread()
+// work reads in a thread of its own, and in another one when that has given its priority away: to take it back is a right of its own.
+func (d *Digester) work(ctx context.Context, w *worker) {
+	buf := make([]byte, chunk)
+	again := make(chan bool, 1)
+	for more := true; more; more = <-again {
+		go func() { again <- d.thread(ctx, w, buf) }()
+	}
+}
+
+// lower gives the priorities of the worker's thread away. Whoever does so for a short file gains nothing, and keeps all others waiting: a
+// thread that does not run may just then hold what Go's runtime has for all of them, whose sweeper turns in circles meanwhile.
+func (w *worker) lower() {
+	if w.low {
+		return
+	}
+	w.low = true
+	// Without them the digests are right too, so errors do not matter.
 	tid := unix.Gettid()
 	_ = unix.Setpriority(unix.PRIO_PROCESS, tid, niceness)
 	_, _, _ = unix.RawSyscall(unix.SYS_IOPRIO_SET, 1 /* IOPRIO_WHO_PROCESS */, uintptr(tid), priority)
-	buf := make([]byte, chunk)
-	for {
+}
+
+// thread reads until there is no more, or until its priority is low. It reports whether another is to go on.
+func (d *Digester) thread(ctx context.Context, w *worker, buf []byte) bool {
+	runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+	w.low = false
+	for !w.low {
 		j := d.next(ctx)
 		if j == nil {
-			return
+			return false
 		}
 		w.set(j)
 		exe, unconfirmed, tried, why := d.hash(ctx, w, j, buf)
 		if !w.set(nil) {
 			d.count(func(s *Stats) { s.Stuck-- })
-			return
+			return false
 		}
 		if ctx.Err() != nil {
-			return
+			return false
 		}
 		d.finish(ctx, j, exe, unconfirmed, tried, why)
 	}
+	return true
 }
 
 // next waits for a job; nil when ctx is done.
@@ -186,6 +208,7 @@ func (d *Digester) hash(ctx context.Context, w *worker, j *job, buf []byte) (eve
 			return event.Executable{}, "", i, why
 		}
 		a := j.askers[i]
+		j.begun = i + 1
 		d.mu.Unlock()
 		exe, unconfirmed, failed := d.one(ctx, w, j, &a, buf)
 		// A touched file would be the same through another process, but the digest belongs to the process that
@@ -250,7 +273,10 @@ func (d *Digester) read(ctx context.Context, w *worker, o *opened, buf []byte) (
 	if !o.unchanged(&o.stat, &before) {
 		return "", because(ReasonChanged)
 	}
-	_ = unix.Fadvise(o.fd, 0, 0, unix.FADV_SEQUENTIAL) // only a wish
+	if before.Size > short {
+		w.lower()
+		_ = unix.Fadvise(o.fd, 0, 0, unix.FADV_SEQUENTIAL) // only a wish
+	}
 	sum := sha256.New()
 	var size int64
 	for {
@@ -333,6 +359,9 @@ func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unc
 		Process: reader.ID, Executable: exe, Unconfirmed: unconfirmed, Vouched: vouched, Since: reader.file.Since, Ended: ended, Source: source,
 	}:
 	case <-ctx.Done():
+	}
+	if n := len(d.results); n >= min(resultsMax, d.o.Queue)/2 && d.o.Behind != nil {
+		d.o.Behind()
 	}
 }
 

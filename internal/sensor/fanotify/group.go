@@ -121,7 +121,10 @@ func (g *group) unwatchFile(fd int) {
 func (g *group) drain(w *Watch) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	const header = int(unsafe.Sizeof(unix.FanotifyEventMetadata{}))
+	const (
+		header   = int(unsafe.Sizeof(unix.FanotifyEventMetadata{}))
+		eventMax = header + pidfdInfo
+	)
 	for !g.done.Load() {
 		g.reading.Store(time.Now().UnixNano())
 		n, err := unix.Read(g.fd, g.buf)
@@ -152,6 +155,9 @@ func (g *group) drain(w *Watch) error {
 			}
 			w.take(g, m.Mask, int(m.Fd), m.Pid, pidfd)
 			b = b[m.Event_len:]
+		}
+		if g.batch > 1 && n < len(g.buf)-eventMax {
+			return nil // one more had fitted
 		}
 	}
 	return nil
