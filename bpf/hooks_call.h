@@ -6,7 +6,7 @@
  * inet_sendpage                                 sendfile and splice into a socket before 6.5
  * inet_recvmsg, inet6_recvmsg, sock_common_recvmsg, packet_recvmsg
  *                                               every receive that is not TCP's; TCP's too where there is no socket storage, with
- * tcp_splice_read, tcp_zerocopy_receive         what these take out past them
+ * skb_splice_bits, tcp_zerocopy_receive         what leaves TCP sockets past them: splice, of kernel TLS too, and mapped pages
  * skb_consume_udp, skb_recv_datagram            the datagram itself, for readers that do not ask where it came from
  * inet_accept, mptcp_stream_accept              without storage: who accepted a connection that nobody uses
  *
@@ -167,6 +167,17 @@ static __always_inline int on_stream(struct sock *sk, long ret)
 	return 0;
 }
 
+/*
+ * Where both tcp_splice_read() and kernel TLS (a module, whose functions may not be there yet) hand bytes to a pipe. An int, in a register whose
+ * upper half is not defined.
+ */
+static __always_inline int on_splice(struct sock *sk, int ret)
+{
+	if (!sk || ret <= 0 || !is_inet(BPF_CORE_READ(sk, __sk_common.skc_family)) || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	return on_stream(sk, ret);
+}
+
 /* Where a protocol has no sendpage of its own, the kernel calls inet_sendmsg() from here: that one counts. */
 static __always_inline int on_sendpage(struct sock *sk, int ret)
 {
@@ -234,6 +245,37 @@ static __always_inline int on_accept(struct socket *accepted)
 	return 0;
 }
 
+/*
+ * Sets "fexit" and "kprobe", where the kernel has the two tracepoints: families that are neither IP nor packets (vsock, Bluetooth). Their functions are in
+ * modules. The sensor looks at the skipped runs of these programs only when `others_used`: IP, which they pass over, is counted elsewhere.
+ */
+volatile bool others_used = false;
+
+static __always_inline bool is_other(struct sock *sk)
+{
+	__u16 family = sk->__sk_common.skc_family;
+
+	return !is_inet(family) && family != AF_PACKET && is_network(family);
+}
+
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(other_send_length, struct sock *sk, int ret, int flags)
+{
+	if (!is_other(sk))
+		return 0;
+	others_used = true;
+	return on_send(sk, NULL, ret);
+}
+
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(other_recv_length, struct sock *sk, int ret, int flags)
+{
+	if (!is_other(sk))
+		return 0;
+	others_used = true;
+	return on_receive(sk, NULL, flags, ret);
+}
+
 /* The set "fexit". */
 
 #define SOCKET(ctx) (((struct socket *)ARG(ctx, 0))->sk)
@@ -248,7 +290,7 @@ FEXIT(inet_recvmsg) { return on_receive(SOCKET(ctx), (void *)ARG(ctx, 1), ARG(ct
 FEXIT(inet6_recvmsg) { return on_receive(SOCKET(ctx), (void *)ARG(ctx, 1), ARG(ctx, 3), ARG(ctx, 4)); }
 FEXIT(sock_common_recvmsg) { return on_receive(SOCKET(ctx), (void *)ARG(ctx, 1), ARG(ctx, 3), ARG(ctx, 4)); }
 FEXIT(packet_recvmsg) { return on_receive(SOCKET(ctx), (void *)ARG(ctx, 1), ARG(ctx, 3), ARG(ctx, 4)); }
-FEXIT(tcp_splice_read) { return on_stream(SOCKET(ctx), ARG(ctx, 5)); }
+FEXIT(skb_splice_bits) { return on_splice((void *)ARG(ctx, 1), ARG(ctx, 6)); }
 FEXIT(mptcp_splice_read) { return on_stream(SOCKET(ctx), ARG(ctx, 5)); }
 FEXIT(skb_recv_datagram)
 {
@@ -279,6 +321,7 @@ enum call {
 	CALL_SENDPAGE,
 	CALL_RECEIVE,
 	CALL_SPLICE,
+	CALL_PIECE,
 	CALL_ZEROCOPY,
 	CALL_ACCEPT,
 	CALL_MAX,
@@ -379,6 +422,19 @@ KRETPROBE(splice)
 	struct call_value v;
 
 	return call_ends(CALL_SPLICE, &v) ? on_stream((void *)v.sk, REG_RETURN(ctx)) : 0;
+}
+
+KPROBE(piece)
+{
+	call_begins(CALL_PIECE, (void *)REG_ARG1(ctx), NULL, 0);
+	return 0;
+}
+
+KRETPROBE(piece)
+{
+	struct call_value v;
+
+	return call_ends(CALL_PIECE, &v) ? on_splice((void *)v.sk, REG_RETURN(ctx)) : 0;
 }
 
 KPROBE(zerocopy)

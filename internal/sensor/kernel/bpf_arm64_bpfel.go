@@ -271,7 +271,11 @@ const (
 	bpfProgAdoptSockets             = "adopt_sockets"
 	bpfProgConnect4                 = "connect4"
 	bpfProgConnect6                 = "connect6"
+	bpfProgDrainFlowTable0          = "drain_flow_table_0"
+	bpfProgDrainFlowTable1          = "drain_flow_table_1"
 	bpfProgDrainSockets             = "drain_sockets"
+	bpfProgDrainTotalTable0         = "drain_total_table_0"
+	bpfProgDrainTotalTable1         = "drain_total_table_1"
 	bpfProgFentrySkbConsumeUdp      = "fentry_skb_consume_udp"
 	bpfProgFexitInet6Recvmsg        = "fexit_inet6_recvmsg"
 	bpfProgFexitInet6Sendmsg        = "fexit_inet6_sendmsg"
@@ -285,12 +289,13 @@ const (
 	bpfProgFexitPacketSendmsg       = "fexit_packet_sendmsg"
 	bpfProgFexitPacketSendmsgSpkt   = "fexit_packet_sendmsg_spkt"
 	bpfProgFexitSkbRecvDatagram     = "fexit_skb_recv_datagram"
+	bpfProgFexitSkbSpliceBits       = "fexit_skb_splice_bits"
 	bpfProgFexitSockCommonRecvmsg   = "fexit_sock_common_recvmsg"
-	bpfProgFexitTcpSpliceRead       = "fexit_tcp_splice_read"
 	bpfProgFexitTcpZerocopyReceive  = "fexit_tcp_zerocopy_receive"
 	bpfProgFindProcesses            = "find_processes"
 	bpfProgInetSockSetState         = "inet_sock_set_state"
 	bpfProgKprobeAccept             = "kprobe_accept"
+	bpfProgKprobePiece              = "kprobe_piece"
 	bpfProgKprobeReceive            = "kprobe_receive"
 	bpfProgKprobeSend               = "kprobe_send"
 	bpfProgKprobeSendpage           = "kprobe_sendpage"
@@ -298,12 +303,15 @@ const (
 	bpfProgKprobeSplice             = "kprobe_splice"
 	bpfProgKprobeZerocopy           = "kprobe_zerocopy"
 	bpfProgKretprobeAccept          = "kretprobe_accept"
+	bpfProgKretprobePiece           = "kretprobe_piece"
 	bpfProgKretprobeReceive         = "kretprobe_receive"
 	bpfProgKretprobeSend            = "kretprobe_send"
 	bpfProgKretprobeSendpage        = "kretprobe_sendpage"
 	bpfProgKretprobeSkbRecvDatagram = "kretprobe_skb_recv_datagram"
 	bpfProgKretprobeSplice          = "kretprobe_splice"
 	bpfProgKretprobeZerocopy        = "kretprobe_zerocopy"
+	bpfProgOtherRecvLength          = "other_recv_length"
+	bpfProgOtherSendLength          = "other_send_length"
 	bpfProgPacketEgress             = "packet_egress"
 	bpfProgPacketIngress            = "packet_ingress"
 	bpfProgRecvmsg4                 = "recvmsg4"
@@ -327,6 +335,7 @@ const (
 	bpfVarKeepCounts                = "keep_counts"
 	bpfVarLoops                     = "loops"
 	bpfVarNoState                   = "no_state"
+	bpfVarOthersUsed                = "others_used"
 	bpfVarPacketsAsked              = "packets_asked"
 	bpfVarStatelessUsed             = "stateless_used"
 	bpfVarStorage                   = "storage"
@@ -387,7 +396,11 @@ type bpfProgramSpecs struct {
 	AdoptSockets             *ebpf.ProgramSpec `ebpf:"adopt_sockets"`
 	Connect4                 *ebpf.ProgramSpec `ebpf:"connect4"`
 	Connect6                 *ebpf.ProgramSpec `ebpf:"connect6"`
+	DrainFlowTable0          *ebpf.ProgramSpec `ebpf:"drain_flow_table_0"`
+	DrainFlowTable1          *ebpf.ProgramSpec `ebpf:"drain_flow_table_1"`
 	DrainSockets             *ebpf.ProgramSpec `ebpf:"drain_sockets"`
+	DrainTotalTable0         *ebpf.ProgramSpec `ebpf:"drain_total_table_0"`
+	DrainTotalTable1         *ebpf.ProgramSpec `ebpf:"drain_total_table_1"`
 	FentrySkbConsumeUdp      *ebpf.ProgramSpec `ebpf:"fentry_skb_consume_udp"`
 	FexitInet6Recvmsg        *ebpf.ProgramSpec `ebpf:"fexit_inet6_recvmsg"`
 	FexitInet6Sendmsg        *ebpf.ProgramSpec `ebpf:"fexit_inet6_sendmsg"`
@@ -401,12 +414,13 @@ type bpfProgramSpecs struct {
 	FexitPacketSendmsg       *ebpf.ProgramSpec `ebpf:"fexit_packet_sendmsg"`
 	FexitPacketSendmsgSpkt   *ebpf.ProgramSpec `ebpf:"fexit_packet_sendmsg_spkt"`
 	FexitSkbRecvDatagram     *ebpf.ProgramSpec `ebpf:"fexit_skb_recv_datagram"`
+	FexitSkbSpliceBits       *ebpf.ProgramSpec `ebpf:"fexit_skb_splice_bits"`
 	FexitSockCommonRecvmsg   *ebpf.ProgramSpec `ebpf:"fexit_sock_common_recvmsg"`
-	FexitTcpSpliceRead       *ebpf.ProgramSpec `ebpf:"fexit_tcp_splice_read"`
 	FexitTcpZerocopyReceive  *ebpf.ProgramSpec `ebpf:"fexit_tcp_zerocopy_receive"`
 	FindProcesses            *ebpf.ProgramSpec `ebpf:"find_processes"`
 	InetSockSetState         *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
 	KprobeAccept             *ebpf.ProgramSpec `ebpf:"kprobe_accept"`
+	KprobePiece              *ebpf.ProgramSpec `ebpf:"kprobe_piece"`
 	KprobeReceive            *ebpf.ProgramSpec `ebpf:"kprobe_receive"`
 	KprobeSend               *ebpf.ProgramSpec `ebpf:"kprobe_send"`
 	KprobeSendpage           *ebpf.ProgramSpec `ebpf:"kprobe_sendpage"`
@@ -414,12 +428,15 @@ type bpfProgramSpecs struct {
 	KprobeSplice             *ebpf.ProgramSpec `ebpf:"kprobe_splice"`
 	KprobeZerocopy           *ebpf.ProgramSpec `ebpf:"kprobe_zerocopy"`
 	KretprobeAccept          *ebpf.ProgramSpec `ebpf:"kretprobe_accept"`
+	KretprobePiece           *ebpf.ProgramSpec `ebpf:"kretprobe_piece"`
 	KretprobeReceive         *ebpf.ProgramSpec `ebpf:"kretprobe_receive"`
 	KretprobeSend            *ebpf.ProgramSpec `ebpf:"kretprobe_send"`
 	KretprobeSendpage        *ebpf.ProgramSpec `ebpf:"kretprobe_sendpage"`
 	KretprobeSkbRecvDatagram *ebpf.ProgramSpec `ebpf:"kretprobe_skb_recv_datagram"`
 	KretprobeSplice          *ebpf.ProgramSpec `ebpf:"kretprobe_splice"`
 	KretprobeZerocopy        *ebpf.ProgramSpec `ebpf:"kretprobe_zerocopy"`
+	OtherRecvLength          *ebpf.ProgramSpec `ebpf:"other_recv_length"`
+	OtherSendLength          *ebpf.ProgramSpec `ebpf:"other_send_length"`
 	PacketEgress             *ebpf.ProgramSpec `ebpf:"packet_egress"`
 	PacketIngress            *ebpf.ProgramSpec `ebpf:"packet_ingress"`
 	Recvmsg4                 *ebpf.ProgramSpec `ebpf:"recvmsg4"`
@@ -472,6 +489,7 @@ type bpfVariableSpecs struct {
 	KeepCounts       *ebpf.VariableSpec `ebpf:"keep_counts"`
 	Loops            *ebpf.VariableSpec `ebpf:"loops"`
 	NoState          *ebpf.VariableSpec `ebpf:"no_state"`
+	OthersUsed       *ebpf.VariableSpec `ebpf:"others_used"`
 	PacketsAsked     *ebpf.VariableSpec `ebpf:"packets_asked"`
 	StatelessUsed    *ebpf.VariableSpec `ebpf:"stateless_used"`
 	Storage          *ebpf.VariableSpec `ebpf:"storage"`
@@ -561,6 +579,7 @@ type bpfVariables struct {
 	KeepCounts       *ebpf.Variable `ebpf:"keep_counts"`
 	Loops            *ebpf.Variable `ebpf:"loops"`
 	NoState          *ebpf.Variable `ebpf:"no_state"`
+	OthersUsed       *ebpf.Variable `ebpf:"others_used"`
 	PacketsAsked     *ebpf.Variable `ebpf:"packets_asked"`
 	StatelessUsed    *ebpf.Variable `ebpf:"stateless_used"`
 	Storage          *ebpf.Variable `ebpf:"storage"`
@@ -583,7 +602,11 @@ type bpfPrograms struct {
 	AdoptSockets             *ebpf.Program `ebpf:"adopt_sockets"`
 	Connect4                 *ebpf.Program `ebpf:"connect4"`
 	Connect6                 *ebpf.Program `ebpf:"connect6"`
+	DrainFlowTable0          *ebpf.Program `ebpf:"drain_flow_table_0"`
+	DrainFlowTable1          *ebpf.Program `ebpf:"drain_flow_table_1"`
 	DrainSockets             *ebpf.Program `ebpf:"drain_sockets"`
+	DrainTotalTable0         *ebpf.Program `ebpf:"drain_total_table_0"`
+	DrainTotalTable1         *ebpf.Program `ebpf:"drain_total_table_1"`
 	FentrySkbConsumeUdp      *ebpf.Program `ebpf:"fentry_skb_consume_udp"`
 	FexitInet6Recvmsg        *ebpf.Program `ebpf:"fexit_inet6_recvmsg"`
 	FexitInet6Sendmsg        *ebpf.Program `ebpf:"fexit_inet6_sendmsg"`
@@ -597,12 +620,13 @@ type bpfPrograms struct {
 	FexitPacketSendmsg       *ebpf.Program `ebpf:"fexit_packet_sendmsg"`
 	FexitPacketSendmsgSpkt   *ebpf.Program `ebpf:"fexit_packet_sendmsg_spkt"`
 	FexitSkbRecvDatagram     *ebpf.Program `ebpf:"fexit_skb_recv_datagram"`
+	FexitSkbSpliceBits       *ebpf.Program `ebpf:"fexit_skb_splice_bits"`
 	FexitSockCommonRecvmsg   *ebpf.Program `ebpf:"fexit_sock_common_recvmsg"`
-	FexitTcpSpliceRead       *ebpf.Program `ebpf:"fexit_tcp_splice_read"`
 	FexitTcpZerocopyReceive  *ebpf.Program `ebpf:"fexit_tcp_zerocopy_receive"`
 	FindProcesses            *ebpf.Program `ebpf:"find_processes"`
 	InetSockSetState         *ebpf.Program `ebpf:"inet_sock_set_state"`
 	KprobeAccept             *ebpf.Program `ebpf:"kprobe_accept"`
+	KprobePiece              *ebpf.Program `ebpf:"kprobe_piece"`
 	KprobeReceive            *ebpf.Program `ebpf:"kprobe_receive"`
 	KprobeSend               *ebpf.Program `ebpf:"kprobe_send"`
 	KprobeSendpage           *ebpf.Program `ebpf:"kprobe_sendpage"`
@@ -610,12 +634,15 @@ type bpfPrograms struct {
 	KprobeSplice             *ebpf.Program `ebpf:"kprobe_splice"`
 	KprobeZerocopy           *ebpf.Program `ebpf:"kprobe_zerocopy"`
 	KretprobeAccept          *ebpf.Program `ebpf:"kretprobe_accept"`
+	KretprobePiece           *ebpf.Program `ebpf:"kretprobe_piece"`
 	KretprobeReceive         *ebpf.Program `ebpf:"kretprobe_receive"`
 	KretprobeSend            *ebpf.Program `ebpf:"kretprobe_send"`
 	KretprobeSendpage        *ebpf.Program `ebpf:"kretprobe_sendpage"`
 	KretprobeSkbRecvDatagram *ebpf.Program `ebpf:"kretprobe_skb_recv_datagram"`
 	KretprobeSplice          *ebpf.Program `ebpf:"kretprobe_splice"`
 	KretprobeZerocopy        *ebpf.Program `ebpf:"kretprobe_zerocopy"`
+	OtherRecvLength          *ebpf.Program `ebpf:"other_recv_length"`
+	OtherSendLength          *ebpf.Program `ebpf:"other_send_length"`
 	PacketEgress             *ebpf.Program `ebpf:"packet_egress"`
 	PacketIngress            *ebpf.Program `ebpf:"packet_ingress"`
 	Recvmsg4                 *ebpf.Program `ebpf:"recvmsg4"`
@@ -637,7 +664,11 @@ func (p *bpfPrograms) Close() error {
 		p.AdoptSockets,
 		p.Connect4,
 		p.Connect6,
+		p.DrainFlowTable0,
+		p.DrainFlowTable1,
 		p.DrainSockets,
+		p.DrainTotalTable0,
+		p.DrainTotalTable1,
 		p.FentrySkbConsumeUdp,
 		p.FexitInet6Recvmsg,
 		p.FexitInet6Sendmsg,
@@ -651,12 +682,13 @@ func (p *bpfPrograms) Close() error {
 		p.FexitPacketSendmsg,
 		p.FexitPacketSendmsgSpkt,
 		p.FexitSkbRecvDatagram,
+		p.FexitSkbSpliceBits,
 		p.FexitSockCommonRecvmsg,
-		p.FexitTcpSpliceRead,
 		p.FexitTcpZerocopyReceive,
 		p.FindProcesses,
 		p.InetSockSetState,
 		p.KprobeAccept,
+		p.KprobePiece,
 		p.KprobeReceive,
 		p.KprobeSend,
 		p.KprobeSendpage,
@@ -664,12 +696,15 @@ func (p *bpfPrograms) Close() error {
 		p.KprobeSplice,
 		p.KprobeZerocopy,
 		p.KretprobeAccept,
+		p.KretprobePiece,
 		p.KretprobeReceive,
 		p.KretprobeSend,
 		p.KretprobeSendpage,
 		p.KretprobeSkbRecvDatagram,
 		p.KretprobeSplice,
 		p.KretprobeZerocopy,
+		p.OtherRecvLength,
+		p.OtherSendLength,
 		p.PacketEgress,
 		p.PacketIngress,
 		p.Recvmsg4,

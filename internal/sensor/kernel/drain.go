@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
@@ -27,7 +28,14 @@ type Handler interface {
 
 // swap is a kernel table that can be replaced by an empty one.
 type swap struct {
-	outer, used, spare *ebpf.Map
+	outer       *ebpf.Map
+	used, spare table
+}
+
+// table is one of its two maps, and what reads it without a system call on the map itself, if the set needs that.
+type table struct {
+	*ebpf.Map
+	reader *link.Iter
 }
 
 // buffers are kept from drain to drain, so that a drain allocates nothing in the steady state.
@@ -292,7 +300,7 @@ func (h *Hooks) drainTables(to Handler, emit func(*event.Flow)) error {
 	h.tableUsed = used
 	for i := range h.tables {
 		t := &h.tables[i]
-		if err := t.outer.Put(uint32(0), t.spare); err != nil {
+		if err := t.outer.Put(uint32(0), t.spare.Map); err != nil {
 			return fmt.Errorf("swap tables: %w", err)
 		}
 		t.used, t.spare = t.spare, t.used
@@ -307,24 +315,59 @@ func (h *Hooks) drainTables(to Handler, emit func(*event.Flow)) error {
 		h.buffers.counts = make([]bpfCounts, batch)
 	}
 	now := time.Now()
-	err = empty(h.tables[0].spare, h.buffers.keys, h.buffers.counts, func(k *bpfFlowKey, c *bpfCounts) {
+	flow := func(k *bpfFlowKey, c *bpfCounts) {
 		// A flow whose opening the kernel has counted is remembered too: where counts do not stay in socket states, it comes again.
 		if isDatagram(k) && h.datagrams.first(k, now) && c.Conns == 0 && c.Continued == 0 {
 			c.Conns = 1
 		}
 		decodeFlow(k, c, &h.buffers.flow)
 		emit(&h.buffers.flow)
-	})
-	if err != nil {
+	}
+	if h.tables[1].used.reader != nil {
+		if err := h.readTable(h.tables[0].spare.reader, flow); err != nil {
+			return err
+		}
+		return h.readTable(h.tables[1].spare.reader, func(k *bpfFlowKey, c *bpfCounts) {
+			decodeFlow(k, c, &h.buffers.flow)
+			emit(&h.buffers.flow)
+		})
+	}
+	if err := empty(h.tables[0].spare.Map, h.buffers.keys, h.buffers.counts, flow); err != nil {
 		return err
 	}
-	return empty(h.tables[1].spare, h.buffers.totals, h.buffers.counts, func(k *bpfTotalKey, c *bpfCounts) {
+	return empty(h.tables[1].spare.Map, h.buffers.totals, h.buffers.counts, func(k *bpfTotalKey, c *bpfCounts) {
 		var key bpfFlowKey
 		key.Process = k.Process
 		key.Uid, key.Family, key.Protocol = k.Uid, k.Family, k.Protocol
 		decodeFlow(&key, c, &h.buffers.flow)
 		emit(&h.buffers.flow)
 	})
+}
+
+// readTable takes every entry out of a table by its iterator. The kernel may pass over some when its buffer, of eight pages, was full.
+func (h *Hooks) readTable(reader *link.Iter, each func(*bpfFlowKey, *bpfCounts)) error {
+	const size = int(unsafe.Sizeof(bpfFlowReport{}))
+	for {
+		n := 0
+		r, err := reader.Open()
+		if err != nil {
+			return fmt.Errorf("iterate over a table: %w", err)
+		}
+		err = h.readAll(r, func(b []byte) (int, error) {
+			if len(b) < size {
+				return 0, nil
+			}
+			report, err := decodeReport(b[:size])
+			if err == nil {
+				each(&report.Key, &report.Counts)
+				n += size
+			}
+			return size, err
+		})
+		if err = errors.Join(err, r.Close()); err != nil || n < os.Getpagesize() {
+			return err
+		}
+	}
 }
 
 // empty takes every entry out of a map that nobody writes to.

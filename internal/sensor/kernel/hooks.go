@@ -50,7 +50,7 @@ func (h *Hooks) Attach() error {
 		return nil
 	} else if err == nil {
 		err = errors.New("it would not see: " + lost)
-	} else if len(h.rest) == 0 {
+	} else if h.options.HookSet != "" {
 		return err
 	}
 	return h.attachNext(err)
@@ -61,7 +61,11 @@ func (h *Hooks) Attach() error {
 func (h *Hooks) attachNext(reason error) error {
 	first, firstWorks := h.set, h.links() > 0
 	reason = fmt.Errorf("%s: %w", h.set, reason)
-	reasons := []error{reason}
+	var reasons []error
+	for _, r := range h.tried {
+		reasons = append(reasons, errors.New(r.Reason))
+	}
+	reasons = append(reasons, reason)
 	tried := append(h.tried, Refused{h.set, reason.Error()})
 	rest := h.rest
 	for _, set := range rest {
@@ -188,6 +192,11 @@ func (h *Hooks) attach(a *attachment) {
 
 func (h *Hooks) attachProgram(a *attachment, name string) (link.Link, error) {
 	program := h.collection.Programs[name]
+	if h.options.refuse != nil && program != nil {
+		if err := h.options.refuse("attach", h.set, a.name); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case program == nil:
 		return nil, fmt.Errorf("the kernel refuses the program: %w", h.refused[name])
@@ -275,6 +284,12 @@ func (h *Hooks) State() []event.Hook {
 		out = append(out, event.Hook{
 			Name: "iter/bpf_sk_storage_map", Spare: true, Error: fmt.Sprint(h.refused[drainProgram]),
 			Cost: "nothing: every count takes the slower way through a table, and an accepted connection that moves no byte is seen when it is closed",
+		})
+	}
+	if h.noReaders != nil {
+		out = append(out, event.Hook{
+			Name: "iter/bpf_map_elem", Spare: true, Error: h.noReaders.Error(),
+			Cost: "calls that run on a CPU while a table is read there: each is counted as skipped",
 		})
 	}
 	if h.sendpage && h.bandwidth && h.set == SetTracepoint {

@@ -22,7 +22,9 @@ type Options struct {
 	RingPages int    // size of each ring buffer in pages, a power of two; 0 is 64
 	Plain     bool   // do without bpf_loop(), as kernels before 5.17 have to; for tests
 
-	logLevel ebpf.LogLevel // for tests: what the verifier has to say
+	// For tests: what the verifier has to say, and what the kernel seems to refuse.
+	logLevel ebpf.LogLevel
+	refuse   func(stage, set, hook string) error
 }
 
 // Refused is a hook set that was not taken. The reason begins with its name.
@@ -55,6 +57,7 @@ type Hooks struct {
 	sendpage   bool       // the kernel has a way of sending of its own for files and pipes
 	drains     *link.Iter // over the sockets' states
 	tables     [2]swap
+	noReaders  error // why the tables have no iterators of their own, where they should
 	tableUsed  uint64
 	datagrams  *datagrams
 	buffers    buffers
@@ -163,6 +166,11 @@ func (h *Hooks) load(hooks []hook, ring int) error {
 		"storage": h.storage, "atomics": k.atomics, "calls_kept": h.set == SetKprobe,
 	}
 	keep := map[string]bool{"find_processes": true, "adopt_sockets": true, drainProgram: h.storage}
+	if h.set == SetKprobe {
+		for _, p := range readers() {
+			keep[p[0]], keep[p[1]] = true, true
+		}
+	}
 	if err := h.choose(hooks, &k, keep, variables); err != nil {
 		return err
 	}
@@ -206,7 +214,31 @@ func (h *Hooks) load(hooks []hook, ring int) error {
 	h.attachDrains()
 	for i, name := range []string{"flow_table", "total_table"} {
 		outer := []string{"flows", "totals"}[i]
-		h.tables[i] = swap{outer: h.collection.Maps[outer], spare: h.collection.Maps[name+"_1"], used: h.collection.Maps[name+"_0"]}
+		h.tables[i] = swap{outer: h.collection.Maps[outer], spare: table{Map: h.collection.Maps[name+"_1"]}, used: table{Map: h.collection.Maps[name+"_0"]}}
+		if h.set == SetKprobe && h.noReaders == nil {
+			h.noReaders = h.attachReaders(&h.tables[i], readers()[i])
+		}
+	}
+	return nil
+}
+
+// readers are the programs that read the tables, where the set needs them.
+func readers() [2][2]string {
+	return [2][2]string{{"drain_flow_table_0", "drain_flow_table_1"}, {"drain_total_table_0", "drain_total_table_1"}}
+}
+
+// attachReaders makes the iterators over both maps of a table. Without them reading takes system calls, during which the kernel skips kprobes.
+func (h *Hooks) attachReaders(s *swap, programs [2]string) error {
+	for i, t := range []*table{&s.used, &s.spare} {
+		program := h.collection.Programs[programs[i]]
+		if program == nil {
+			return fmt.Errorf("the kernel refuses the program: %w", h.refused[programs[i]])
+		}
+		it, err := link.AttachIter(link.IterOptions{Program: program, Map: t.Map})
+		if err != nil {
+			return fmt.Errorf("iterate over a table: %w", err)
+		}
+		t.reader = it
 	}
 	return nil
 }
@@ -218,6 +250,9 @@ func (h *Hooks) choose(hooks []hook, k *offer, keep map[string]bool, variables m
 			continue
 		}
 		use, args, err := k.fits(&hook)
+		if use && err == nil && h.options.refuse != nil {
+			err = h.options.refuse("load", h.set, hook.name)
+		}
 		switch {
 		case !use:
 			continue
@@ -268,8 +303,11 @@ func (h *Hooks) newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, erro
 			return c, nil
 		}
 		refused := ""
-		if strings.HasPrefix(err.Error(), "program "+drainProgram+": ") {
-			refused = drainProgram
+		flows, totals := readers()[0], readers()[1]
+		for _, program := range []string{drainProgram, flows[0], flows[1], totals[0], totals[1]} {
+			if strings.HasPrefix(err.Error(), "program "+program+": ") {
+				refused = program
+			}
 		}
 		for _, a := range h.attached {
 			for _, program := range []string{a.program, a.end} {
@@ -371,6 +409,14 @@ func (h *Hooks) Close() error {
 	errs := []error{h.Detach()}
 	if h.drains != nil {
 		errs = append(errs, h.drains.Close())
+	}
+	for i := range h.tables {
+		for _, t := range []*table{&h.tables[i].used, &h.tables[i].spare} {
+			if t.reader != nil {
+				errs = append(errs, t.reader.Close())
+				t.reader = nil
+			}
+		}
 	}
 	if h.released != nil {
 		errs = append(errs, h.released.Close())

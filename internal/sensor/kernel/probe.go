@@ -1,8 +1,11 @@
 package kernel
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -83,10 +86,33 @@ func hasSendpage(types *btf.Spec) (bool, error) {
 
 // order is the sets to try, best first, and why.
 func (o *offer) order() (sets []string, why string) {
-	if o.sendpage {
+	switch {
+	case o.sendpage:
 		return []string{SetFexit, SetKprobe, SetTracepoint}, "sendfile and splice go past the tracepoints of this kernel"
+	case preemptible("/proc/kallsyms"):
+		return []string{SetKprobe, SetTracepoint, SetFexit}, "this kernel may skip hooks at tracepoints when it is busy, and kprobes not"
 	}
 	return []string{SetTracepoint, SetFexit, SetKprobe}, "first choice"
+}
+
+// preemptible reports whether this kernel's tracepoints can be preempted (7.0 and later): a program that is, is skipped for the other tasks
+// on its CPU meanwhile (docs/design/0001). Those kernels guard their tracepoints with a lock of its own that all code sees (tracepoint_srcu,
+// include/linux/tracepoint.h), instead of holding off preemption. Names are readable without privileges.
+func preemptible(symbols string) bool {
+	f, err := os.Open(symbols)
+	if err != nil {
+		return false // the sets are complete in any order, and say what is skipped
+	}
+	defer f.Close()
+	s := bufio.NewScanner(f)
+	for s.Scan() {
+		// "0000000000000000 D tracepoint_srcu": a capital letter is a name for all.
+		rest, ok := bytes.CutSuffix(s.Bytes(), []byte(" tracepoint_srcu"))
+		if ok && len(rest) > 0 && rest[len(rest)-1] >= 'A' && rest[len(rest)-1] <= 'Z' {
+			return true
+		}
+	}
+	return false
 }
 
 // arguments returns how many arguments a function of the kernel has.
@@ -105,6 +131,11 @@ func (o *offer) arguments(function string) (int, error) {
 // fits looks up a hook's function in the kernel's types. It returns false for a hook that this kernel has no use for, an error for
 // one that would read the wrong arguments, and what to tell the program of their number.
 func (o *offer) fits(k *hook) (use bool, args int, err error) {
+	if k.event != "" {
+		var t *btf.Typedef
+		err := o.types.TypeByName("btf_trace_"+k.event, &t)
+		return !errors.Is(err, btf.ErrNotFound), 0, err
+	}
 	if k.function == "" {
 		return true, 0, nil
 	}

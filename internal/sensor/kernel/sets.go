@@ -29,6 +29,7 @@ type hook struct {
 	args     int    // how many arguments the program takes the function to have; 0: any number, and it is told in variable if there is one
 	variable string
 	absent   bool   // a kernel without this function has nothing to see there
+	event    string // a tracepoint that this kernel may not have; then there is no such hook
 	end      string // kprobe: the program for the function's return
 	only     only
 }
@@ -39,6 +40,8 @@ const noCgroup = ^ebpf.AttachType(0)
 const (
 	releaseProgram = "sock_release"
 	drainProgram   = "drain_sockets"
+	otherSent      = "other_send_length"
+	otherReceived  = "other_recv_length"
 )
 
 // when a hook is attached.
@@ -139,6 +142,8 @@ type call struct {
 func callSet(by func(call) hook) []hook {
 	hooks := join(commonHooks(), without(messageHooks()), connectHooks(), []hook{
 		{name: "tcp_rcv_space_adjust", program: "tcp_rcv_space_adjust", cgroup: noCgroup, required: true, when: afterAdopt, only: withStorage, cost: "received bytes of TCP"},
+		{name: "sock_send_length", program: otherSent, event: "sock_send_length", cgroup: noCgroup, when: afterAdopt, cost: "bytes sent by sockets that are neither IP nor packet sockets (vsock, Bluetooth)"},
+		{name: "sock_recv_length", program: otherReceived, event: "sock_recv_length", cgroup: noCgroup, when: afterAdopt, cost: "bytes received by sockets that are neither IP nor packet sockets (vsock, Bluetooth)"},
 	})
 	for _, c := range []call{
 		{function: "inet_sendmsg", args: 3, kind: "send", required: true, cost: "all bytes sent over IPv4"},
@@ -153,7 +158,7 @@ func callSet(by func(call) hook) []hook {
 		{function: "sock_common_recvmsg", args: 4, kind: "receive", cost: "bytes received by raw IPv6 sockets"},
 		{function: "packet_recvmsg", args: 4, kind: "receive", cost: "frames received by packet sockets"},
 		{function: "mptcp_splice_read", args: 5, kind: "splice", absent: true, cost: "what splice takes out of MPTCP sockets"},
-		{function: "tcp_splice_read", args: 5, kind: "splice", only: withoutStorage, cost: "what splice takes out of TCP sockets"},
+		{function: "skb_splice_bits", args: 6, kind: "piece", only: withoutStorage, cost: "what splice takes out of TCP sockets"},
 		{function: "tcp_zerocopy_receive", variable: "args_zerocopy", kind: "zerocopy", absent: true, only: withoutStorage, cost: "TCP_ZEROCOPY_RECEIVE"},
 		{function: "inet_accept", kind: "accept", only: withoutStorage, cost: "accepted connections that move no byte"},
 		{function: "mptcp_stream_accept", kind: "accept", absent: true, only: withoutStorage, cost: "accepted connections of MPTCP listeners that move no byte"},

@@ -47,10 +47,14 @@ func (h *Hooks) Tally() (Tally, error) {
 	}
 	// A program that is preempted, on kernels whose tracepoints are preemptible (7.0 and later), makes the kernel skip the
 	// same program for the next task on that CPU (bpf_prog_get_recursion_context() in include/linux/bpf.h).
+	var others bool
+	if err := h.collection.Variables["others_used"].Get(&others); err != nil {
+		return Tally{}, fmt.Errorf("read the ledger: %w", err)
+	}
 	for i := range h.attached {
 		a := &h.attached[i]
 		program := h.collection.Programs[a.program]
-		if program == nil {
+		if program == nil || !others && (a.program == otherSent || a.program == otherReceived) {
 			continue
 		}
 		s, err := program.Stats()
