@@ -50,6 +50,8 @@ type Claim struct {
 	// Limit names a known limit of the monitor. Expect is then what the monitor must show instead.
 	Limit  string `json:"limit,omitempty"`
 	Expect *Bytes `json:"expect,omitempty"`
+	// Either says that some hook sets of the monitor do not have the limit, and show what was moved.
+	Either bool `json:"either,omitempty"`
 }
 
 // Bytes is a pair of totals.

@@ -74,6 +74,18 @@ func TestCompare(t *testing.T) {
 		t.Errorf("flat: found %+v, want none", got)
 	}
 
+	for got, want := range map[uint64]string{90: "", 100: "", 95: " sent"} {
+		either := []claim.Claim{{Exe: exe, File: exe, UID: 7, Family: "packet", Sent: 100, Conns: claim.NotStated, Limit: "known", Expect: &claim.Bytes{Sent: 90}, Either: true}}
+		source := Source{Name: "test", Rows: []monitor.Row{{Exe: exe, Name: "gen-client", SHA256: hash, UID: 7, Family: "packet", Remote: ":0", Sent: got}}}
+		found := New().Compare("scenario", either, source)
+		if want == "" && len(found) != 0 || want != "" && (len(found) != 1 || !strings.Contains(found[0].What, want)) {
+			t.Errorf("either, %d: found %+v", got, found)
+		}
+		if limit := Sum(either, source, found).Limit; (limit == "") != (got == 100) {
+			t.Errorf("either, %d: limit %q", got, limit)
+		}
+	}
+
 	unsure := []claim.Claim{{Exe: exe, File: exe, UID: 7, Family: "inet6", Protocol: "tcp", Direction: "out", Local: "[::1]:1000", Remote: "[::1]:80", Sent: 10, Conns: 1, Unsure: true}}
 	for _, test := range []struct{ direction, local, want string }{
 		{"out", "[::1]:1000", ""},

@@ -69,6 +69,9 @@ func Sum(claims []claim.Claim, s Source, found []Difference) Totals {
 			t.Nameless += r.Sent + r.Received
 		}
 	}
+	if t.Limit != "" && t.Recorded == t.Moved && len(found) == 0 {
+		t.Limit, t.Expected = "", t.Moved // this hook set does not have it
+	}
 	switch {
 	case t.Nameless > 0:
 		t.Peer = PeerNone
