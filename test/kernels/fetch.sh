@@ -1,6 +1,7 @@
 #!/bin/bash
-# fetch.sh ARCH KERNEL...: fetches Debian's cloud kernels (5.10, 6.1, 6.12, newest = whatever sid has), a static busybox
-# and QEMU 10 for ARCH (amd64, arm64), and prints one line for each: "kernel NAME FOLDER", "busybox FILE", "qemu FOLDER".
+# fetch.sh ARCH KERNEL...: fetches Debian's cloud kernels (5.10, 6.1, 6.12, newest = whatever sid has), a static busybox, the programs
+# that tests start, and QEMU 10 for ARCH (amd64, arm64), and prints one line for each: "kernel NAME FOLDER", "busybox FILE",
+# "userland FOLDER", "qemu FOLDER".
 #
 # Nothing is installed but the tools that are named below; the system's apt state is not touched: every suite has a state of
 # its own. All of it is kept in $PICOSNITCH_KERNELS (default: picosnitch/kernels in the user's cache folder) and fetched
@@ -102,6 +103,27 @@ kernel() {
 	echo "kernel $1 $folder"
 }
 
+# userland: what tests start in a guest, unpacked and not configured, with all that it needs.
+userland() {
+	local to=$home/$arch/userland wanted="$*"
+	if [ "$(cat "$to/complete" 2>/dev/null)" != "$wanted" ]; then
+		rm -f "$home/apt/$arch-bookworm/archives"/*.deb
+		# The state says that nothing is installed: all of it comes.
+		# shellcheck disable=SC2086
+		if ! apt-get -qq -y --no-install-recommends --download-only "${options[@]}" install $wanted >&2; then
+			echo "fetch.sh: cannot download $wanted" >&2
+			exit 3
+		fi
+		rm -rf "$to"
+		mkdir -p "$to"
+		for p in "$home/apt/$arch-bookworm/archives"/*.deb; do dpkg-deb -x "$p" "$to"; done
+		rm -f "$home/apt/$arch-bookworm/archives"/*.deb
+		rm -rf "$to"/usr/share/{doc,man,locale,info,i18n,common-licenses,lintian,zoneinfo} "$to"/usr/lib/python3*/test "$to"/usr/lib/*/gconv
+		echo "$wanted" >"$to/complete"
+	fi
+	echo "userland $to"
+}
+
 for k in "$@"; do kernel "$k"; done
 
 state bookworm
@@ -112,6 +134,7 @@ if [ ! -e "$home/$arch/busybox" ]; then
 	rm -rf "$home/unpack"
 fi
 echo "busybox $home/$arch/busybox"
+userland bash coreutils util-linux mount btrfs-progs squashfs-tools erofs-utils squashfuse fuse3 perl-base python3-minimal procps systemd
 
 case $arch in amd64) binary=qemu-system-x86_64 ;; arm64) binary=qemu-system-aarch64 ;; esac
 if [ "$("$binary" --version | sed -n 's/.*version \([0-9]*\).*/\1/p')" -lt 10 ]; then

@@ -2,7 +2,7 @@
 // kernel the tests that load hooks, scenarios of the coverage suite, and what happens when something that picosnitch rests on
 // is taken away. It needs root, because it installs QEMU; what it boots it fetches (fetch.sh).
 //
-//	go run ./test/kernels [-fast] [-kernels 5.10,…] [-arch amd64] [-only REGEXP] [-docs FOLDER]
+//	go run ./test/kernels [-fast] [-parts tests,scenarios,faults,unit] [-kernels 5.10,…] [-arm64 6.1,…] [-docs FOLDER]
 //
 // Exit codes: 0 all is right, 1 not, 2 usage, 3 the kernels cannot be fetched here.
 package main
@@ -24,15 +24,14 @@ import (
 
 // options of a run.
 type options struct {
-	fast  bool   // load, and a dozen scenarios
-	only  string // scenarios, instead of those that belong to the mode
-	tests bool
+	fast  bool     // load, and a dozen scenarios
+	only  string   // scenarios, instead of those that belong to the mode
+	parts []string // "tests", "scenarios", "faults", "unit"
 	// faults names the amd64 kernels from which things are taken away; nil is all of them, but in the fast mode none.
 	faults []string
 	doctor bool     // also in the fast mode
 	all    []string // amd64 kernels that play every scenario, also in the fast mode
 	kept   string   // folder for what the guests said, "" to forget it
-	play   bool     // scenarios
 	take   string   // regular expression of what is taken away, "" for all
 	pkgs   []string // packages whose tests run, nil for those that belong to the mode
 }
@@ -41,8 +40,7 @@ func main() {
 	var o options
 	flag.BoolVar(&o.fast, "fast", false, "load, and a dozen scenarios per kernel")
 	flag.StringVar(&o.only, "only", "", "regular expression of the scenarios to play")
-	flag.BoolVar(&o.tests, "tests", true, "run the tests that need a kernel")
-	flag.BoolVar(&o.play, "play", true, "play scenarios")
+	parts := flag.String("parts", "", "what to run, of tests, scenarios, faults and unit; all, but with -fast tests and scenarios")
 	flag.StringVar(&o.take, "take", "", "regular expression of what to take away")
 	pkgs := flag.String("packages", "", "packages whose tests run, instead of those that belong to the mode")
 	flag.StringVar(&o.kept, "keep", "", "folder for everything that the guests say")
@@ -53,14 +51,21 @@ func main() {
 	faults := flag.String("faults", "", "kernels from which things are taken away; all, but with -fast none")
 	every := flag.String("all", "", "kernels that play every scenario, also with -fast")
 	flag.Parse()
+	o.parts = words(*parts)
+	if o.parts == nil {
+		o.parts = []string{"tests", "scenarios", "faults", "unit"}
+		if o.fast {
+			o.parts = []string{"tests", "scenarios"}
+		}
+	}
 	o.all, o.pkgs = words(*every), words(*pkgs)
 	o.faults, o.doctor = words(*faults), !o.fast || *docs != ""
 	if flag.NArg() > 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if part := o.only != "" || o.take != "" || o.pkgs != nil || !o.play || !o.tests; part && *docs != "" {
-		fmt.Fprintln(os.Stderr, "kernels: a part of a run does not belong into the page: leave -docs out, or -only, -take, -packages, -play and -tests")
+	if (o.only != "" || o.take != "" || o.pkgs != nil) && *docs != "" {
+		fmt.Fprintln(os.Stderr, "kernels: a piece of a part does not belong into the page: leave -docs out, or -only, -take and -packages")
 		os.Exit(2)
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -74,14 +79,19 @@ func main() {
 
 // breaks reports whether things are taken away on any kernel of an architecture, or on the one that is named.
 func (o options) breaks(arch string, name ...string) bool {
-	if arch != "amd64" {
+	if arch != "amd64" || !o.has("faults") && len(o.faults) == 0 {
 		return false // the same code, emulated ten times slower
 	}
 	if len(o.faults) == 0 {
-		return !o.fast
+		return true
 	}
 	return len(name) == 0 || slices.Contains(o.faults, name[0])
 }
+
+func (o options) has(part string) bool { return slices.Contains(o.parts, part) }
+
+// serves reports whether the service is run on an architecture.
+func (o options) serves(arch string) bool { return o.has("unit") && arch == "amd64" }
 
 func words(s string) []string {
 	return strings.FieldsFunc(s, func(c rune) bool { return c == ',' || c == ' ' })
@@ -174,6 +184,9 @@ func prepare(ctx context.Context, o options, b lab.Builder) (programs, error) {
 	if o.breaks(b.Arch) {
 		wanted["/faults"] = "./test/kernels/faults"
 	}
+	if o.serves(b.Arch) {
+		wanted["/unit"] = "./test/kernels/unit"
+	}
 	for to, pkg := range wanted {
 		if p.files[to], err = b.Program(ctx, pkg); err != nil {
 			return p, err
@@ -186,7 +199,7 @@ func prepare(ctx context.Context, o options, b lab.Builder) (programs, error) {
 			return p, err
 		}
 	}
-	if !o.tests || o.fast && !o.doctor {
+	if !o.has("tests") || o.fast && !o.doctor {
 		return p, nil // the scenarios check identity, too
 	}
 	wantedPkgs := o.pkgs
@@ -231,5 +244,5 @@ func testPackages(fast bool) []string {
 	if fast {
 		return []string{"internal/sensor/kernel"}
 	}
-	return []string{"internal/sensor/kernel", "internal/sensor/fanotify", "internal/sensor/procfs", "internal/sensor"}
+	return []string{"internal/sensor/kernel", "internal/sensor/fanotify", "internal/sensor/procfs", "internal/sensor/digest", "internal/sensor/script", "internal/sensor"}
 }

@@ -45,6 +45,13 @@ type Fault struct {
 	Why    string        `json:"why,omitempty"`
 }
 
+// Check is what test/kernels/unit found.
+type Check struct {
+	Name string `json:"name"`
+	OK   bool   `json:"ok"`
+	Said string `json:"said"`
+}
+
 // Result is one kernel.
 type Result struct {
 	Date     string        `json:"date"`
@@ -63,6 +70,7 @@ type Result struct {
 	Coverage []page.Row    `json:"coverage,omitempty"`
 	PSS      int64         `json:"pss_bytes"`
 	Faults   []Fault       `json:"faults,omitempty"`
+	Unit     []Check       `json:"unit,omitempty"`
 	Missing  []string      `json:"missing_modules,omitempty"`
 	Problems []string      `json:"problems,omitempty"` // why it is not right
 }
@@ -101,15 +109,15 @@ func (r *Result) run(ctx context.Context, o options, l *lab.Lab, p programs, k l
 	coverage := lab.Step{Name: "coverage", Limit: slow * 15 * time.Minute, Env: []string{"GENERATE_PATIENCE=" + (slow * 2 * time.Minute).String()}, Args: []string{
 		"/cover", "play", "-picosnitch", "/picosnitch", "-generate", "/generate", "-machine", "guest", "-within", (slow * 5 * time.Minute).String(), "-only", only, "-out", "/out/coverage.json",
 	}}
-	if o.play {
+	if o.has("scenarios") {
 		steps = append(steps, coverage)
 	}
 	if o.breaks(k.Arch, k.Name) {
 		steps = append(steps, lab.Step{Name: "faults", Limit: 25 * time.Minute, Args: []string{"/faults", "run", "/picosnitch", "/faulty", "/generate", "/out/faults.json", o.take}})
 	}
 	got, err := l.Run(ctx, lab.Guest{
-		Kernel: k, Init: p.init, Retry: true, Memory: 4096, Files: p.files, Steps: steps,
-		Modules: strings.Fields("veth dummy overlay loop tun sctp tls vsock_loopback nbd nfsv4 fuse"),
+		Kernel: k, Init: p.init, Userland: len(p.tests) > 0 && !o.fast, Retry: true, Memory: 4096, Files: p.files, Steps: steps,
+		Modules: strings.Fields("veth dummy overlay loop tun sctp tls vsock_loopback nbd nfsv4 fuse btrfs squashfs erofs"),
 	}, nil)
 	r.QEMU, r.Boot, r.Took, r.Missing = got.QEMU, got.Boot, got.Took, got.Missing
 	if o.kept != "" {
@@ -129,6 +137,34 @@ func (r *Result) run(ctx context.Context, o options, l *lab.Lab, p programs, k l
 		}
 	}
 	r.read(o, got, p)
+	if o.serves(k.Arch) {
+		r.serve(ctx, o, l, p, k)
+	}
+}
+
+// serve runs picosnitch as a service, in a guest of its own whose first process is systemd.
+func (r *Result) serve(ctx context.Context, o options, l *lab.Lab, p programs, k lab.Kernel) {
+	got, err := l.Run(ctx, lab.Guest{
+		Kernel: k, Init: p.init, Userland: true, Systemd: true, Retry: true, Memory: 4096, Files: p.files,
+		Steps: []lab.Step{{Name: "unit", Limit: 8 * time.Minute, Args: []string{"/unit", "run", "/picosnitch", "/out/unit.json"}}},
+	}, nil)
+	if o.kept != "" {
+		if e := keep(filepath.Join(o.kept, k.Release+"-unit"), got); e != nil {
+			r.problem("keep: %v", e)
+		}
+	}
+	if err != nil {
+		r.problem("unit: %v", err)
+	}
+	r.Steps = append(r.Steps, fmt.Sprintf("unit %v", got.Outcomes["unit"].Took.Round(time.Second)))
+	if err := json.Unmarshal(got.Files["unit.json"], &r.Unit); err != nil {
+		r.problem("unit: %s", oneLine(cmp.Or(got.Outcomes["unit"].Output, "did not run")))
+	}
+	for _, c := range r.Unit {
+		if !c.OK {
+			r.problem("unit: %s: %s", c.Name, c.Said)
+		}
+	}
 }
 
 // keep writes everything that a guest said to a folder.
@@ -184,7 +220,7 @@ func (r *Result) read(o options, got lab.Result, p programs) {
 		}
 	}
 	var report page.Report
-	if err := json.Unmarshal(got.Files["coverage.json"], &report); err != nil && o.play {
+	if err := json.Unmarshal(got.Files["coverage.json"], &report); err != nil && o.has("scenarios") {
 		r.problem("coverage: %s", oneLine(cmp.Or(got.Outcomes["coverage"].Output, "did not run")))
 	}
 	if report.Rows == nil && len(got.Files["coverage.json"]) > 0 {

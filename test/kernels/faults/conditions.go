@@ -18,6 +18,9 @@ import (
 // Exit code of picosnitch where the kernel lacks what it needs.
 const unsupported = 4
 
+// Exit code of picosnitch where its recorder cannot write.
+const unrecordable = 6
+
 // unit is what the service's CapabilityBoundingSet leaves.
 func unit() []int {
 	return []int{
@@ -75,7 +78,8 @@ func conditions(set string) []condition {
 		{name: "unprivileged_bpf_disabled=2", set: noBPF, unset: bpf, starts: true},
 		{name: "the service's capabilities only", wrap: dropping(func(c int) bool { return !slices.Contains(unit(), c) }), starts: true},
 		{name: "no CAP_BPF, no CAP_SYS_ADMIN", wrap: no(unix.CAP_BPF, unix.CAP_SYS_ADMIN, unix.CAP_PERFMON, unix.CAP_SYS_RESOURCE), code: unsupported, said: "CAP_BPF"},
-		{name: "no CAP_NET_ADMIN, no CAP_SYS_ADMIN", wrap: no(unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN), starts: true, said: "cgroup/sock_release is not attached", red: true},
+		{name: "no CAP_NET_ADMIN, no CAP_SYS_ADMIN", wrap: no(unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN), closed: true, code: unrecordable, said: "give picosnitch CAP_SYS_ADMIN"},
+		{name: "the same, with a folder that others may reach", wrap: append(opening(), no(unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN)...), starts: true, said: "cgroup/sock_release is not attached", red: true},
 		{name: "64 KiB of locked memory", wrap: append([]string{"/bin/sh", "-c", `'ulimit -l 64; exec "$0" "$@"'`}, no(unix.CAP_SYS_NICE)...), starts: true},
 		{name: "a hook of the best set refused", faulty: true, env: []string{"PICOSNITCH_FAULT_REFUSE=" + h.required}, starts: true, said: "hook set " + h.next},
 		{name: "a hook that every set needs refused", faulty: true, env: []string{"PICOSNITCH_FAULT_REFUSE=sched_process_exec"}, code: unsupported, said: "which program it is"},
@@ -84,6 +88,11 @@ func conditions(set string) []condition {
 		{name: "lockdown=integrity", set: func() error { return lockdown("integrity") }, starts: true},
 		{name: "lockdown=confidentiality", set: func() error { return lockdown("confidentiality") }, code: unsupported, said: "lock"},
 	}
+}
+
+// opening is the command line that lets others enter the home in which the folder is to be.
+func opening() []string {
+	return []string{"/bin/sh", "-c", `'chmod 755 "${PICOSNITCH_DIR%/*}"; exec "$0" "$@"'`}
 }
 
 func both(a, b func() error) func() error {

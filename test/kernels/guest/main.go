@@ -36,8 +36,11 @@ func main() {
 }
 
 func run() error {
-	if err := system(); err != nil {
-		return err
+	first := os.Getpid() == 1
+	if first {
+		if err := system(); err != nil {
+			return err
+		}
 	}
 	var job lab.Job
 	b, err := os.ReadFile("/job.json")
@@ -46,6 +49,9 @@ func run() error {
 	}
 	if err := json.Unmarshal(b, &job); err != nil {
 		return err
+	}
+	if first && job.Systemd {
+		return systemd()
 	}
 	port, err := openPort(job.Port)
 	if err != nil {
@@ -107,11 +113,40 @@ func system() error {
 	if out, err := exec.Command("/bin/busybox", "--install", "-s", "/bin").CombinedOutput(); err != nil {
 		errs = append(errs, fmt.Errorf("install busybox: %w: %s", err, out))
 	}
-	errs = append(errs, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 65536, Max: 65536}), os.Setenv("PATH", "/bin:/usr/bin"), os.Setenv("HOME", "/root"))
+	errs = append(errs, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 65536, Max: 65536}), os.Setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), os.Setenv("HOME", "/root"))
 	if out, err := exec.Command("/bin/busybox", "ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		errs = append(errs, fmt.Errorf("set lo up: %w: %s", err, out))
 	}
 	return errors.Join(errs...)
+}
+
+// systemd becomes systemd, which starts this program again, as a service that runs the steps.
+func systemd() error {
+	const unit = `[Unit]
+Description=steps of a test
+After=basic.target
+Requires=basic.target
+FailureAction=poweroff-force
+[Service]
+ExecStart=/init
+Environment=PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+WorkingDirectory=/
+LimitNOFILE=65536
+StandardOutput=null
+StandardError=tty
+TTYPath=/dev/console
+`
+	for _, err := range []error{
+		os.MkdirAll("/etc/systemd/system", 0o755),
+		os.WriteFile("/etc/systemd/system/steps.service", []byte(unit), 0o644),
+		os.Symlink("steps.service", "/etc/systemd/system/default.target"),
+		os.WriteFile("/etc/machine-id", []byte("0123456789abcdef0123456789abcdef\n"), 0o444),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	return unix.Exec("/lib/systemd/systemd", []string{"/lib/systemd/systemd"}, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "TERM=dumb"})
 }
 
 func load(path string) error {

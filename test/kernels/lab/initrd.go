@@ -28,7 +28,7 @@ func (a *archive) entry(name string, mode uint32, size int64, content io.Reader)
 			return err
 		}
 	}
-	if a.made[name] {
+	if a.made[name] || name == "." || name == "" {
 		return nil
 	}
 	a.made[name] = true
@@ -56,8 +56,11 @@ func (a *archive) text(name, content string) error {
 	return a.entry(name, 0o100644, int64(len(content)), strings.NewReader(content))
 }
 
-// file packs a file or, with everything below it, a folder.
-func (a *archive) file(name, from string) error {
+// file packs a file or, with everything below it, a folder: of links what they lead to, as the guest has nothing else.
+func (a *archive) file(name, from string) error { return a.tree(name, from, false) }
+
+// tree packs a file or a folder. With links they stay links.
+func (a *archive) tree(name, from string, links bool) error {
 	return filepath.WalkDir(from, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -67,7 +70,14 @@ func (a *archive) file(name, from string) error {
 			return err
 		}
 		to := strings.TrimPrefix(path.Join(name, rel), "/")
-		info, err := os.Stat(p) // what a link leads to: the guest has nothing else
+		if links && d.Type() == fs.ModeSymlink {
+			target, err := os.Readlink(p)
+			if err != nil {
+				return err
+			}
+			return a.entry(to, 0o120777, int64(len(target)), strings.NewReader(target))
+		}
+		info, err := os.Stat(p)
 		if err != nil {
 			return err
 		}
@@ -130,7 +140,7 @@ func soft(name string) []string {
 	return map[string][]string{
 		"sctp":  {"crc32c_generic", "crc32c_cryptoapi", "libcrc32c"},
 		"tls":   {"aes_generic", "ghash_generic", "ctr", "gcm", "aesni_intel"},
-		"btrfs": {"crc32c_generic", "crc32c_intel", "libcrc32c"},
+		"btrfs": {"crc32c_generic", "crc32c_intel", "libcrc32c", "xxhash_generic", "blake2b_generic", "sha256_generic"},
 	}[name]
 }
 
@@ -222,6 +232,11 @@ func (l *Lab) initrd(g Guest, file string, job []byte) (missing []string, err er
 	for to, from := range files {
 		if err := a.file(to, from); err != nil {
 			return nil, fmt.Errorf("put %s into the guest: %w", from, err)
+		}
+	}
+	if g.Userland {
+		if err := a.tree("/", l.userland, true); err != nil {
+			return nil, fmt.Errorf("put %s into the guest: %w", l.userland, err)
 		}
 	}
 	return missing, errors.Join(a.end(), w.Flush(), out.Close())

@@ -30,7 +30,9 @@ type Lab struct {
 	Kernels []Kernel
 	arch    string
 	busybox string
-	qemu    string // folder of an unpacked QEMU, "" for the installed one
+	// userland is a folder of unpacked packages.
+	userland string
+	qemu     string // folder of an unpacked QEMU, "" for the installed one
 }
 
 // ErrUnreachable is returned when this machine cannot reach the packages.
@@ -59,11 +61,13 @@ func Fetch(ctx context.Context, folder, arch string, names ...string) (*Lab, err
 			l.Kernels = append(l.Kernels, Kernel{Name: f[1], Arch: arch, Folder: f[2], Release: filepath.Base(f[2])})
 		case len(f) == 2 && f[0] == "busybox":
 			l.busybox = f[1]
+		case len(f) == 2 && f[0] == "userland":
+			l.userland = f[1]
 		case len(f) == 2 && f[0] == "qemu":
 			l.qemu = f[1]
 		}
 	}
-	if len(l.Kernels) != len(names) || l.busybox == "" {
+	if len(l.Kernels) != len(names) || l.busybox == "" || l.userland == "" {
 		return nil, fmt.Errorf("fetch %s kernels %v: got %q", arch, names, out)
 	}
 	return l, nil
@@ -92,10 +96,13 @@ type Guest struct {
 	Init    string            // test/kernels/guest, built for the kernel's architecture
 	Files   map[string]string // path in the guest → file or folder here
 	Modules []string          // to load; what they need is added, what the kernel lacks is told in Result.Missing
-	Append  string            // more words for the kernel's command line
-	Memory  int               // MiB; 0 is 1024
-	Steps   []Step
-	Retry   bool // boot once more when the guest dies before it said a word, or by QEMU 7.2's double fault
+	// Userland adds Debian's own programs (see fetch.sh), which come before busybox's.
+	Userland bool
+	Systemd  bool   // systemd is the first process; needs Userland
+	Append   string // more words for the kernel's command line
+	Memory   int    // MiB; 0 is 1024
+	Steps    []Step
+	Retry    bool // boot once more when the guest dies before it said a word, or by QEMU 7.2's double fault
 }
 
 // Result is what a guest did.

@@ -22,6 +22,8 @@ type Job struct {
 	Nonce string `json:"nonce"` // of the lines that count: a step's own output cannot forge them
 	Port  string `json:"port"`  // the serial line to tell it on
 	Steps []Step `json:"steps"`
+	// Systemd makes systemd the first process; the steps run as a service of it.
+	Systemd bool `json:"systemd,omitempty"`
 }
 
 // Message is one line that the guest tells.
@@ -65,7 +67,7 @@ func (l *Lab) run(ctx context.Context, g Guest, live io.Writer) (Result, error) 
 		return r, err
 	}
 	defer os.RemoveAll(dir)
-	job := Job{Nonce: rand.Text(), Port: "/dev/ttyS1", Steps: g.Steps}
+	job := Job{Nonce: rand.Text(), Port: "/dev/ttyS1", Steps: g.Steps, Systemd: g.Systemd}
 	machine, console := []string{}, "ttyS0"
 	limit := 90 * time.Second // to boot and to power off
 	if g.Kernel.Arch == "arm64" {
