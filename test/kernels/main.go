@@ -135,7 +135,7 @@ func run(ctx context.Context, o options, kernels map[string][]string, at int, do
 				}
 				// After each, so that an hour's work is not lost with the last kernel.
 				if err := save(docs, Report{Kernels: slices.Clone(done)}); err != nil {
-					r.problem("%v", err)
+					r.problem("", "%v", err)
 				}
 			})
 		}

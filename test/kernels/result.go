@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -54,32 +55,50 @@ type Check struct {
 
 // Result is one kernel.
 type Result struct {
-	Date     string        `json:"date"`
-	Fast     bool          `json:"fast,omitempty"` // only a dozen scenarios, no faults
-	Name     string        `json:"name"`
-	Arch     string        `json:"arch"`
-	Release  string        `json:"release"`
-	QEMU     string        `json:"qemu"`
-	Boot     time.Duration `json:"boot"`
-	Took     time.Duration `json:"took"`
-	Steps    []string      `json:"steps"` // and how long each took, in the guest's time
-	HookSet  string        `json:"hook_set"`
-	Hooks    []Hook        `json:"hooks,omitempty"`
-	SelfTest string        `json:"self_test"`
-	Tests    []Test        `json:"tests,omitempty"`
-	Coverage []page.Row    `json:"coverage,omitempty"`
-	PSS      int64         `json:"pss_bytes"`
-	Faults   []Fault       `json:"faults,omitempty"`
-	Unit     []Check       `json:"unit,omitempty"`
-	Missing  []string      `json:"missing_modules,omitempty"`
-	Problems []string      `json:"problems,omitempty"` // why it is not right
+	// Parts are "hooks", "tests", "scenarios", "faults" and "unit", as far as they ran: each when it ran last.
+	Parts    map[string]Part `json:"parts"`
+	Name     string          `json:"name"`
+	Arch     string          `json:"arch"`
+	Release  string          `json:"release"`
+	QEMU     string          `json:"qemu"`
+	Boot     time.Duration   `json:"boot"`
+	Took     time.Duration   `json:"took"`
+	HookSet  string          `json:"hook_set"`
+	Hooks    []Hook          `json:"hooks,omitempty"`
+	SelfTest string          `json:"self_test"`
+	Tests    []Test          `json:"tests,omitempty"`
+	Coverage []page.Row      `json:"coverage,omitempty"`
+	PSS      int64           `json:"pss_bytes"`
+	Faults   []Fault         `json:"faults,omitempty"`
+	Unit     []Check         `json:"unit,omitempty"`
+	Missing  []string        `json:"missing_modules,omitempty"`
+	Problems []Problem       `json:"problems,omitempty"` // why it is not right
+}
+
+// Part is one run of a part.
+type Part struct {
+	Date string        `json:"date"`
+	Fast bool          `json:"fast,omitempty"` // some of its tests or scenarios only
+	Took time.Duration `json:"took"`           // in the guest
+}
+
+// Problem is something that is not right.
+type Problem struct {
+	Part string `json:"part,omitempty"` // "" is the run itself
+	Text string `json:"text"`
 }
 
 // OK reports whether everything that ran is right.
 func (r *Result) OK() bool { return len(r.Problems) == 0 }
 
-func (r *Result) problem(format string, args ...any) {
-	r.Problems = append(r.Problems, fmt.Sprintf(format, args...))
+func (r *Result) problem(part, format string, args ...any) {
+	r.Problems = append(r.Problems, Problem{part, fmt.Sprintf(format, args...)})
+}
+
+// ran notes that a part ran.
+func (r *Result) ran(part string, fast bool, took time.Duration) {
+	p := r.Parts[part]
+	r.Parts[part] = Part{Date: time.Now().UTC().Format(time.DateOnly), Fast: fast, Took: p.Took + took.Round(time.Second)}
 }
 
 // dozen are the scenarios of the fast matrix: one for each way in which hook sets differ.
@@ -89,7 +108,7 @@ func dozen() []string {
 }
 
 func (r *Result) run(ctx context.Context, o options, l *lab.Lab, p programs, k lab.Kernel) {
-	r.Date, r.Fast = time.Now().UTC().Format(time.DateOnly), o.fast
+	r.Parts = map[string]Part{}
 	slow := time.Duration(1)
 	if k.Arch == "arm64" {
 		slow = 3
@@ -122,18 +141,19 @@ func (r *Result) run(ctx context.Context, o options, l *lab.Lab, p programs, k l
 	r.QEMU, r.Boot, r.Took, r.Missing = got.QEMU, got.Boot, got.Took, got.Missing
 	if o.kept != "" {
 		if e := keep(filepath.Join(o.kept, k.Release), got); e != nil {
-			r.problem("keep: %v", e)
+			r.problem("", "keep: %v", e)
 		}
 	}
 	switch {
 	case ctx.Err() != nil:
-		r.problem("interrupted")
+		r.problem("", "interrupted")
 	case err != nil:
-		r.problem("%v", err)
+		r.problem("", "%v", err)
 	}
 	for _, s := range steps {
-		if took := got.Outcomes[s.Name].Took; took > 0 {
-			r.Steps = append(r.Steps, fmt.Sprintf("%s %v", s.Name, took.Round(time.Second)))
+		part := map[string]string{"doctor": "hooks", "coverage": "scenarios", "faults": "faults"}[s.Name]
+		if out := got.Outcomes[s.Name]; out.Took > 0 {
+			r.ran(cmp.Or(part, "tests"), part == "" && o.fast || part == "scenarios" && only != "", out.Took)
 		}
 	}
 	r.read(o, got, p)
@@ -150,19 +170,19 @@ func (r *Result) serve(ctx context.Context, o options, l *lab.Lab, p programs, k
 	}, nil)
 	if o.kept != "" {
 		if e := keep(filepath.Join(o.kept, k.Release+"-unit"), got); e != nil {
-			r.problem("keep: %v", e)
+			r.problem("", "keep: %v", e)
 		}
 	}
 	if err != nil {
-		r.problem("unit: %v", err)
+		r.problem("unit", "unit: %v", err)
 	}
-	r.Steps = append(r.Steps, fmt.Sprintf("unit %v", got.Outcomes["unit"].Took.Round(time.Second)))
+	r.ran("unit", false, got.Outcomes["unit"].Took)
 	if err := json.Unmarshal(got.Files["unit.json"], &r.Unit); err != nil {
-		r.problem("unit: %s", oneLine(cmp.Or(got.Outcomes["unit"].Output, "did not run")))
+		r.problem("unit", "unit: %s", oneLine(cmp.Or(got.Outcomes["unit"].Output, "did not run")))
 	}
 	for _, c := range r.Unit {
 		if !c.OK {
-			r.problem("unit: %s: %s", c.Name, c.Said)
+			r.problem("unit", "unit: %s: %s", c.Name, c.Said)
 		}
 	}
 }
@@ -203,28 +223,28 @@ func (r *Result) read(o options, got lab.Result, p programs) {
 	}
 	r.HookSet, r.Hooks = d.HookSet, d.Hooks
 	if d.HookSet == "" && o.doctor {
-		r.problem("no hook set: %s", oneLine(out))
+		r.problem("hooks", "no hook set: %s", oneLine(out))
 	}
 	r.SelfTest = "ok"
 	for _, s := range d.SelfTest {
 		if !s.OK {
 			r.SelfTest = s.Name
-			r.problem("self test: %s", s.Name)
+			r.problem("hooks", "self test: %s", s.Name)
 		}
 	}
 	for _, pkg := range p.tests {
 		t := readTests(pkg, got.Outcomes[pkg])
 		r.Tests = append(r.Tests, t)
 		for _, f := range t.Failed {
-			r.problem("test %s: %s", pkg, f)
+			r.problem("tests", "test %s: %s", pkg, f)
 		}
 	}
 	var report page.Report
 	if err := json.Unmarshal(got.Files["coverage.json"], &report); err != nil && o.has("scenarios") {
-		r.problem("coverage: %s", oneLine(cmp.Or(got.Outcomes["coverage"].Output, "did not run")))
+		r.problem("scenarios", "coverage: %s", oneLine(cmp.Or(got.Outcomes["coverage"].Output, "did not run")))
 	}
 	if report.Rows == nil && len(got.Files["coverage.json"]) > 0 {
-		r.problem("coverage: no scenario was played: %s", oneLine(got.Outcomes["coverage"].Output))
+		r.problem("scenarios", "coverage: no scenario was played: %s", oneLine(got.Outcomes["coverage"].Output))
 	}
 	for _, m := range report.Machines {
 		r.PSS, r.HookSet = m.PSS, m.HookSet
@@ -232,15 +252,15 @@ func (r *Result) read(o options, got lab.Result, p programs) {
 	page.Sort(report.Rows)
 	r.Coverage = report.Rows
 	for _, b := range page.Bad(report.Rows) {
-		r.problem("coverage: %s", b)
+		r.problem("scenarios", "coverage: %s", b)
 	}
 	if _, ok := got.Outcomes["faults"]; ok {
 		if err := json.Unmarshal(got.Files["faults.json"], &r.Faults); err != nil {
-			r.problem("faults: %s", oneLine(cmp.Or(got.Outcomes["faults"].Output, "did not run")))
+			r.problem("faults", "faults: %s", oneLine(cmp.Or(got.Outcomes["faults"].Output, "did not run")))
 		}
 		for _, f := range r.Faults {
 			if !f.OK {
-				r.problem("fault %q: %s; it said: %s", f.Name, f.Why, f.Said)
+				r.problem("faults", "fault %q: %s; it said: %s", f.Name, f.Why, f.Said)
 			}
 		}
 	}
@@ -254,24 +274,35 @@ func oneLine(s string) string {
 	return s
 }
 
-// readTests reads the output of a Go test. Only tests at the top are counted.
+// readTests reads the verbose output of a Go test. Tests at the top are counted; what is skipped is told also of those within them.
 func readTests(pkg string, o lab.Outcome) Test {
 	t := Test{Package: pkg}
-	var said []string
-	lines := strings.Split(o.Output, "\n")
-	for i, line := range lines {
-		name, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "--- "), " (")
+	said := map[string][]string{} // by test
+	now := ""
+	for line := range strings.Lines(o.Output) {
+		trimmed := strings.TrimSpace(line)
+		verdict, name, isVerdict := strings.Cut(strings.TrimPrefix(trimmed, "--- "), ": ")
+		isVerdict = isVerdict && strings.HasPrefix(trimmed, "--- ")
+		name, _, _ = strings.Cut(name, " (")
 		switch {
-		case strings.HasPrefix(line, "--- PASS: "):
+		case isVerdict && verdict == "SKIP":
+			t.Skipped = append(t.Skipped, name+": "+oneLine(strings.Join(said[name], " ")))
+		case isVerdict && strings.HasPrefix(line, "--- PASS"):
 			t.Passed++
-		case strings.HasPrefix(line, "--- FAIL: "):
-			t.Failed = append(t.Failed, strings.TrimPrefix(name, "FAIL: ")+": "+oneLine(strings.Join(reason(lines, i, said), " ")))
-		case strings.HasPrefix(line, "--- SKIP: "):
-			t.Skipped = append(t.Skipped, strings.TrimPrefix(name, "SKIP: ")+": "+oneLine(strings.Join(reason(lines, i, said), " ")))
-		case strings.HasPrefix(line, "=== RUN"):
-			said = nil
-		case strings.HasPrefix(line, "    "):
-			said = append(said, line)
+		case isVerdict && strings.HasPrefix(line, "--- FAIL"):
+			var why []string
+			for _, n := range slices.Sorted(maps.Keys(said)) {
+				if n == name || strings.HasPrefix(n, name+"/") {
+					why = append(why, said[n]...)
+				}
+			}
+			t.Failed = append(t.Failed, name+": "+oneLine(strings.Join(why, " ")))
+		case strings.HasPrefix(line, "=== "):
+			if f := strings.Fields(line); len(f) > 2 {
+				now = f[2]
+			}
+		case strings.HasPrefix(line, "    ") && !isVerdict:
+			said[now] = append(said[now], trimmed)
 		}
 	}
 	if o.Code != 0 && len(t.Failed) == 0 {
@@ -280,15 +311,13 @@ func readTests(pkg string, o lab.Outcome) Test {
 	return t
 }
 
-// reason is what a test said: before its verdict, or, if it has subtests, after.
-func reason(lines []string, verdict int, said []string) []string {
-	for _, line := range lines[verdict+1:] {
-		if !strings.HasPrefix(line, "    ") {
-			break
-		}
-		said = append(said, line)
+// took says how long each part took in the guest.
+func (r *Result) took() string {
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(r.Parts)) {
+		parts = append(parts, fmt.Sprintf("%s %v", name, r.Parts[name].Took))
 	}
-	return slices.Clone(said)
+	return strings.Join(parts, ", ")
 }
 
 // tell writes the result for people.
@@ -303,9 +332,9 @@ func (r *Result) tell(w io.Writer) {
 		skippedTests += len(t.Skipped)
 	}
 	fmt.Fprintf(w, "%s %s (%s): %s: hook set %q, self test %s, %d tests passed, %d skipped; %s; %d faults; %v (%s)\n", r.Release, r.Arch, r.QEMU, state, r.HookSet, r.SelfTest,
-		passed, skippedTests, page.Summary(r.Coverage), len(r.Faults), r.Took.Round(time.Second), strings.Join(r.Steps, ", "))
+		passed, skippedTests, page.Summary(r.Coverage), len(r.Faults), r.Took.Round(time.Second), r.took())
 	for _, p := range r.Problems {
-		fmt.Fprintf(w, "    %s\n", p)
+		fmt.Fprintf(w, "    %s\n", p.Text)
 	}
 	for _, t := range r.Tests {
 		for _, s := range t.Skipped {

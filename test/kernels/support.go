@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,7 +21,7 @@ type Report struct {
 	Kernels []*Result `json:"kernels"`
 }
 
-// save writes the results; those of kernels that did not run this time stay as they are.
+// save writes the results into the page: a part that did not run this time stays as it was when it ran last on this very kernel.
 func save(dir string, r Report) error {
 	var old Report
 	if b, err := os.ReadFile(filepath.Join(dir, "kernel-support.json")); err == nil {
@@ -27,14 +29,17 @@ func save(dir string, r Report) error {
 			return fmt.Errorf("%s: %w", filepath.Join(dir, "kernel-support.json"), err)
 		}
 	}
+	for i, k := range r.Kernels {
+		merged := *k // the run's own result goes on being judged by what ran
+		r.Kernels[i] = &merged
+		merged.Parts, merged.Problems = maps.Clone(k.Parts), slices.Clone(k.Problems)
+		for _, o := range old.Kernels {
+			if o.Release == k.Release && o.Arch == k.Arch {
+				merged.keep(o)
+			}
+		}
+	}
 	for _, k := range old.Kernels {
-		// A run without faults, or without tests, does not take those of an earlier one away.
-		if i := slices.IndexFunc(r.Kernels, func(x *Result) bool { return x.Release == k.Release && x.Arch == k.Arch && len(x.Faults) == 0 }); i >= 0 {
-			r.Kernels[i].Faults = k.Faults
-		}
-		if i := slices.IndexFunc(r.Kernels, func(x *Result) bool { return x.Release == k.Release && x.Arch == k.Arch && len(x.Tests) == 0 }); i >= 0 {
-			r.Kernels[i].Tests = k.Tests
-		}
 		if !slices.ContainsFunc(r.Kernels, func(x *Result) bool { return x.Name == k.Name && x.Arch == k.Arch }) {
 			r.Kernels = append(r.Kernels, k)
 		}
@@ -53,49 +58,112 @@ func save(dir string, r Report) error {
 		os.WriteFile(filepath.Join(dir, "kernel-support.md"), []byte(text.String()), 0o644))
 }
 
+// keep takes over the parts of an earlier run that this one did not have, with what was not right about them. A choice of tests or
+// scenarios does not replace a run of them all.
+func (r *Result) keep(old *Result) {
+	for name, part := range old.Parts {
+		now, ran := r.Parts[name]
+		if ran && (!now.Fast || part.Fast) {
+			continue
+		}
+		r.Parts[name] = part
+		r.Problems = slices.DeleteFunc(r.Problems, func(p Problem) bool { return p.Part == name })
+		for _, p := range old.Problems {
+			if p.Part == name {
+				r.Problems = append(r.Problems, p)
+			}
+		}
+		switch name {
+		case "hooks":
+			r.Hooks, r.SelfTest, r.HookSet = old.Hooks, old.SelfTest, old.HookSet
+		case "tests":
+			r.Tests = old.Tests
+		case "scenarios":
+			r.Coverage, r.PSS = old.Coverage, old.PSS
+			r.HookSet = cmp.Or(r.HookSet, old.HookSet)
+		case "faults":
+			r.Faults = old.Faults
+		case "unit":
+			r.Unit = old.Unit
+		}
+	}
+}
+
 // write writes docs/kernel-support.md.
 func (r Report) write(w io.Writer) {
 	fmt.Fprint(w, `# Kernel support
 
-Written by `+"`make kernels`"+`; do not edit. Each kernel is Debian's, unchanged, booted in QEMU without KVM. The newest one is what Debian sid had that day. A full run has the tests that
-load hooks (loader, ledger, exec and exit identity, fanotify), scenarios of the coverage suite ([coverage.md](coverage.md) says what "equal" means), and
-starts with something taken away. A fast run has the test of exec identity and some of the scenarios.
+Written by `+"`make kernels`"+`; do not edit. Each kernel is Debian's, unchanged, booted in QEMU without KVM. The newest one is what Debian sid had that day.
 
-| kernel | architecture | run | hook set | self test | tests | scenarios | faults | QEMU | date |
-|---|---|---|---|---|---|---|---|---|---|
+- **tests**: those Go tests that need a kernel: loader, ledger, exec and exit identity, scripts, preloads, hashes, races, fanotify, file systems.
+- **scenarios** of the coverage suite; [coverage.md](coverage.md) says what "equal" means.
+- **faults**: starts with something taken away.
+- **service**: the unit that `+"`picosnitch systemd`"+` writes, under a systemd that is the machine's first process.
+
+*Some* means: a choice of them, as `+"`make kernels-fast`"+` runs it. Each part stands as it was when it ran last. On arm64 faults and service are not run: they are the same code.
+
+| kernel | architecture | hook set | self test | tests | scenarios | faults | service | QEMU |
+|---|---|---|---|---|---|---|---|---|
 `)
 	for _, k := range r.Kernels {
-		passed, failed := 0, 0
-		for _, t := range k.Tests {
-			passed += t.Passed
-			failed += len(t.Failed)
-		}
-		tests := fmt.Sprintf("%d passed", passed)
-		if failed > 0 {
-			tests += fmt.Sprintf(", **%d failed**", failed)
-		}
 		set := k.HookSet
 		if set == "" {
 			set = "**none**"
 		}
-		mode := "full"
-		if k.Fast {
-			mode = "fast"
-		}
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", k.Release, k.Arch, mode, set, k.SelfTest, tests, counts(k.Coverage), faults(k.Faults), k.QEMU, k.Date)
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", k.Release, k.Arch, set, k.SelfTest,
+			k.cell("tests", tests(k.Tests)), k.cell("scenarios", counts(k.Coverage)), k.cell("faults", faults(k.Faults)), k.cell("unit", unit(k.Unit)), k.QEMU)
 	}
 	r.hooks(w)
 	r.scenarios(w)
+	r.skips(w)
 	r.faults(w)
+	r.units(w)
 	for _, k := range r.Kernels {
 		if len(k.Problems) == 0 {
 			continue
 		}
 		fmt.Fprintf(w, "\n## What is not right on %s %s\n\n", k.Release, k.Arch)
 		for _, p := range k.Problems {
-			fmt.Fprintf(w, "- %s\n", escape(p))
+			fmt.Fprintf(w, "- %s\n", escape(p.Text))
 		}
 	}
+}
+
+// cell is what the table says of a part.
+func (r *Result) cell(part, text string) string {
+	p, ran := r.Parts[part]
+	switch {
+	case !ran:
+		return "not run"
+	case p.Fast:
+		text += ", *some*"
+	}
+	return text + " (" + p.Date + ")"
+}
+
+func tests(all []Test) string {
+	passed, failed, skipped := 0, 0, 0
+	for _, t := range all {
+		passed, failed, skipped = passed+t.Passed, failed+len(t.Failed), skipped+len(t.Skipped)
+	}
+	text := fmt.Sprintf("%d passed", passed)
+	if failed > 0 {
+		text += fmt.Sprintf(", **%d failed**", failed)
+	}
+	if skipped > 0 {
+		text += fmt.Sprintf(", %d skipped", skipped)
+	}
+	return text
+}
+
+func unit(all []Check) string {
+	ok := 0
+	for _, c := range all {
+		if c.OK {
+			ok++
+		}
+	}
+	return fmt.Sprintf("%d of %d as they should", ok, len(all))
 }
 
 func escape(s string) string {
@@ -122,9 +190,6 @@ func counts(rows []page.Row) string {
 }
 
 func faults(all []Fault) string {
-	if len(all) == 0 {
-		return ""
-	}
 	ok := 0
 	for _, f := range all {
 		if f.OK {
@@ -173,12 +238,39 @@ func (r Report) scenarios(w io.Writer) {
 	}
 }
 
+// skips tells which tests a guest cannot run, and why.
+func (r Report) skips(w io.Writer) {
+	fmt.Fprint(w, "\n## Tests that were skipped\n\n")
+	for _, k := range r.Kernels {
+		for _, t := range k.Tests {
+			for _, s := range t.Skipped {
+				fmt.Fprintf(w, "- %s %s: %s: %s\n", k.Release, k.Arch, t.Package, escape(s))
+			}
+		}
+	}
+}
+
+// units tells how the service behaves.
+func (r Report) units(w io.Writer) {
+	fmt.Fprint(w, "\n## As a service of systemd\n\n| kernel | what | as it should | what was seen |\n|---|---|---|---|\n")
+	for _, k := range r.Kernels {
+		for _, c := range k.Unit {
+			ok := "yes"
+			if !c.OK {
+				ok = "**no**"
+			}
+			fmt.Fprintf(w, "| %s | %s | %s | %s |\n", k.Release, escape(c.Name), ok, escape(c.Said))
+		}
+	}
+}
+
 // faults tells what a user sees when something is taken away.
 func (r Report) faults(w io.Writer) {
 	fmt.Fprint(w, `
 ## When something is missing
 
-Each of these was done to a running kernel, and then picosnitch was started, with traffic beside it. The service does not try again after exit code 4, and backs off after the others.
+Each of these was done to a running kernel, and then picosnitch was started, with traffic beside it. Exit code 4 is
+the kernel's, 6 the recorder's; the service does not try again after 4, and gives up after five starts in five minutes.
 
 | what | kernel | picosnitch | records | it says |
 |---|---|---|---|---|

@@ -139,14 +139,13 @@ TTYPath=/dev/console
 	for _, err := range []error{
 		os.MkdirAll("/etc/systemd/system", 0o755),
 		os.WriteFile("/etc/systemd/system/steps.service", []byte(unit), 0o644),
-		os.Symlink("steps.service", "/etc/systemd/system/default.target"),
 		os.WriteFile("/etc/machine-id", []byte("0123456789abcdef0123456789abcdef\n"), 0o444),
 	} {
 		if err != nil {
 			return err
 		}
 	}
-	return unix.Exec("/lib/systemd/systemd", []string{"/lib/systemd/systemd"}, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "TERM=dumb"})
+	return unix.Exec("/lib/systemd/systemd", []string{"/lib/systemd/systemd", "--unit=steps.service"}, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "TERM=dumb"})
 }
 
 func load(path string) error {
