@@ -15,8 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/picosnitch/picosnitch/internal/config"
 	"github.com/picosnitch/picosnitch/internal/errand"
 	"github.com/picosnitch/picosnitch/internal/event"
@@ -241,34 +239,6 @@ func (s *sessions) stop() {
 		s.door.Close()
 		s.door = nil
 	}
-}
-
-// loggedIn finds the users with a session bus, and their groups. systemd-logind makes base, which is root's, and in it a
-// directory for each of them; only names and owners are looked at.
-func loggedIn(base string) map[uint32]uint32 {
-	here := map[uint32]uint32{}
-	var st unix.Stat_t
-	if unix.Lstat(base, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Uid != 0 || st.Mode&0o022 != 0 {
-		return here // what others may write to says nothing about who is there
-	}
-	entries, err := os.ReadDir(base)
-	if err != nil {
-		return here
-	}
-	for _, e := range entries {
-		uid, err := strconv.ParseUint(e.Name(), 10, 32)
-		if err != nil {
-			continue
-		}
-		var dir, bus unix.Stat_t
-		if unix.Lstat(filepath.Join(base, e.Name()), &dir) != nil || dir.Mode&unix.S_IFMT != unix.S_IFDIR || uint64(dir.Uid) != uid {
-			continue
-		}
-		if unix.Lstat(filepath.Join(base, e.Name(), "bus"), &bus) == nil && bus.Mode&unix.S_IFMT == unix.S_IFSOCK && uint64(bus.Uid) == uid {
-			here[uint32(uid)] = dir.Gid
-		}
-	}
-	return here
 }
 
 // reader reports whether a user may read the log: its owner, and the members of the owner's group.
