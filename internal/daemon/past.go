@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"net"
 	"net/netip"
 	"time"
 
@@ -16,7 +17,17 @@ import (
 // local network is left out as far as addresses alone tell it.
 func past(file string) func(context.Context, recorder.Limit, time.Time) (event.Bytes, time.Time, error) {
 	return func(ctx context.Context, l recorder.Limit, since time.Time) (sum event.Bytes, from time.Time, err error) {
-		q, err := query.OpenLocal(ctx, file, query.Options{Country: func(a netip.Addr) string { return country.Special(a) }})
+		own, err := addresses()
+		if err != nil {
+			return sum, from, err
+		}
+		where := func(a netip.Addr) string {
+			if own[a] {
+				return country.Machine
+			}
+			return country.Special(a)
+		}
+		q, err := query.OpenLocal(ctx, file, query.Options{Country: where})
 		if err != nil {
 			return sum, from, err
 		}
@@ -25,9 +36,9 @@ func past(file string) func(context.Context, recorder.Limit, time.Time) (event.B
 		if !l.Local {
 			away = append(away, country.Private, country.Shared, country.LinkLocal, country.Multicast)
 		}
-		where := []query.Filter{{By: query.Family, Values: []string{"inet", "inet6"}}, {By: query.Country, Match: query.NotEqual, Values: away}}
+		filters := []query.Filter{{By: query.Family, Values: []string{"inet", "inet6"}}, {By: query.Country, Match: query.NotEqual, Values: away}}
 		add := func(s query.Sum) { sum.Sent, sum.Received = sum.Sent+s.Sent, sum.Received+s.Received }
-		ask := query.Question{Where: where, Range: query.Range{Since: since.Unix()}}
+		ask := query.Question{Where: filters, Range: query.Range{Since: since.Unix()}}
 		if len(l.Programs) == 0 {
 			a, err := q.Totals(ctx, ask)
 			if err != nil {
@@ -63,6 +74,23 @@ func past(file string) func(context.Context, recorder.Limit, time.Time) (event.B
 		first := cmp.Or(seen.First, time.Now().Unix())
 		return sum, time.Unix(max(since.Unix(), first), 0), nil
 	}
+}
+
+// addresses are those of this machine now.
+func addresses() (map[netip.Addr]bool, error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	own := make(map[netip.Addr]bool)
+	for _, x := range all {
+		if n, ok := x.(*net.IPNet); ok {
+			if a, ok := netip.AddrFromSlice(n.IP); ok {
+				own[a.Unmap()] = true
+			}
+		}
+	}
+	return own, nil
 }
 
 func only(by, want query.Dimension, value string) string {

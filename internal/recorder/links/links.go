@@ -19,6 +19,7 @@ const (
 	missEvery    = time.Second // between two refreshes because of an address that is not known
 	maxRoutes    = 1 << 12
 	maxAddresses = 1 << 12
+	maxApart     = 1 << 12
 )
 
 // Place is where a flow goes.
@@ -37,6 +38,7 @@ type Links struct {
 	addresses map[netip.Addr]string // kept when they go: what went over them may still be on its way here
 	networks  []netip.Prefix        // of IPv6, that an interface is on
 	routes    map[netip.Addr]route
+	apart     map[uint32]bool // other network namespaces: carried
 	refreshed time.Time
 	now       func() time.Time
 	ask       func(netip.Addr) (route, error)
@@ -64,7 +66,7 @@ func Open() (*Links, error) {
 }
 
 func newLinks(netns uint32) *Links {
-	return &Links{netns: netns, addresses: make(map[netip.Addr]string), routes: make(map[netip.Addr]route), now: time.Now}
+	return &Links{netns: netns, addresses: make(map[netip.Addr]string), routes: make(map[netip.Addr]route), apart: make(map[uint32]bool), now: time.Now}
 }
 
 // Err is what went wrong since it was last asked.
@@ -109,12 +111,25 @@ func (l *Links) Of(netns uint32, local, remote netip.Addr) Place {
 	if remote.IsValid() {
 		p.Interface = l.route(remote).link
 	}
-	if apart && local.IsValid() {
-		// A container's address is a neighbour of this machine, if the kernel itself passes its packets on.
-		r := l.route(local)
-		p.Carried = r.here || !r.plain
+	if apart {
+		p.Carried = l.carried(netns, local)
 	}
 	return p
+}
+
+// carried reports whether a program carries what a network namespace moves. The address of a container is a neighbour of this machine, if
+// the kernel itself passes its packets on. A socket without an address is like the others of its namespace; before there was one, it is not
+// carried: rather twice than not at all.
+func (l *Links) carried(netns uint32, local netip.Addr) bool {
+	if !local.IsValid() {
+		return l.apart[netns]
+	}
+	r := l.route(local)
+	if len(l.apart) >= maxApart {
+		clear(l.apart)
+	}
+	l.apart[netns] = r.here || !r.plain
+	return l.apart[netns]
 }
 
 // clean makes what is no address of a host invalid.

@@ -67,7 +67,10 @@ func TestOf(t *testing.T) {
 		{"container", 2, "172.17.0.2", "8.8.8.8", Place{Interface: "eth0"}},
 		{"container to this machine", 2, "172.17.0.2", "172.17.0.1", Place{Machine: true}},
 		{"container's loopback", 2, "127.0.0.1", "127.0.0.1", Place{Machine: true}},
-		{"slirp4netns", 2, "10.0.2.100", "8.8.8.8", Place{Interface: "eth0", Carried: true}},
+		{"container, unconnected", 2, "", "8.8.8.8", Place{Interface: "eth0"}},
+		{"slirp4netns, unconnected, before anything is known", 3, "0.0.0.0", "8.8.8.8", Place{Interface: "eth0"}},
+		{"slirp4netns", 3, "10.0.2.100", "8.8.8.8", Place{Interface: "eth0", Carried: true}},
+		{"slirp4netns, unconnected", 3, "0.0.0.0", "8.8.8.8", Place{Interface: "eth0", Carried: true}},
 		{"pasta, with the address of this machine", 2, "192.168.1.5", "8.8.8.8", Place{Interface: "eth0", Carried: true}},
 	} {
 		if got := l.Of(c.netns, addr(c.local), addr(c.remote)); got != c.want {

@@ -66,7 +66,8 @@ func Kinds() []Form {
 		{Kind: ChangedScript, One: "Script changed", Many: "%d scripts changed", Where: "exe.log has them all", Urgency: Normal, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Tampered, One: "Program is not what its package ships", Many: "%d programs are not what their packages ship", Where: "exe.log has them all", Urgency: Critical, Loud: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Modified, One: "Program modified in place", Many: "%d programs modified in place", Where: "exe.log has them all", Urgency: Normal, Mutable: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
-		{Kind: DataLimit, One: "Data limit", Many: "%d data limits", Where: "see `picosnitch status`", Urgency: Normal, Always: true, Rest: time.Second, Calm: 10 * time.Second, Quiet: 2 * time.Second},
+		// Each comes once in its period: only what comes at the same moment is told together.
+		{Kind: DataLimit, One: "Data limit", Many: "%d data limits", Where: "see `picosnitch status`", Urgency: Normal, Always: true, Rest: time.Second, Calm: time.Millisecond, Quiet: time.Second},
 		{Kind: Failure, One: "picosnitch needs attention", Many: "picosnitch needs attention: %d messages", Where: "see error.log", Plain: true, Urgency: Normal, Always: true, Rest: time.Hour, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Loss, One: "picosnitch lost something", Many: "picosnitch lost something, for %d reasons", Where: "see error.log", Plain: true, Urgency: Normal, Always: true, Rest: time.Hour, Calm: time.Minute, Quiet: 5 * time.Second},
 		{Kind: Suspicious, One: "VirusTotal: suspicious", Many: "VirusTotal: %d suspicious files", Where: "exe.log has them all", Urgency: Critical, Loud: true, Rest: day, Calm: time.Minute, Quiet: 5 * time.Second},
