@@ -15,15 +15,19 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/picosnitch/picosnitch/internal/config"
 	"github.com/picosnitch/picosnitch/internal/daemon"
 	"github.com/picosnitch/picosnitch/internal/reader/country"
 	"github.com/picosnitch/picosnitch/internal/reader/query"
+	"github.com/picosnitch/picosnitch/internal/reader/remote"
 	"github.com/picosnitch/picosnitch/internal/reader/report"
 )
 
 // asked are the flags that questions share.
 type asked struct {
 	file         string
+	from         string // a SQL server: its URL, or configured
+	timeout      time.Duration
 	since, until string
 	where        []string
 	utc          bool
@@ -34,6 +38,8 @@ type asked struct {
 
 func (a *asked) flags(c *cobra.Command) {
 	c.Flags().StringVar(&a.file, "file", "", "read this database instead of snitch.db in picosnitch's folder")
+	c.Flags().StringVar(&a.from, "from", "", "ask an SQL server instead: config (\"DB sql server\" of config.json) or postgres://USER@HOST/DATABASE?table=NAME, mysql://… (the password: PGPASSWORD or ~/.pgpass, MYSQL_PWD)")
+	c.Flags().DurationVar(&a.timeout, "timeout", remote.DefaultTimeout, "with --from: how long the server may work on a question")
 	c.Flags().StringVar(&a.since, "since", "", "from this time: 2026-01-31, \"2026-01-31 15:04\", today, yesterday, or how long ago: 24h, 7d (default: everything)")
 	c.Flags().StringVar(&a.until, "until", "", "up to this time; the day of a date alone is included")
 	c.Flags().StringArrayVar(&a.where, "where", nil, "only what is so: exe=/usr/bin/curl, port!=443, \"domain~example\", name=a|b; may be given again, then all must hold")
@@ -75,7 +81,7 @@ func (a *asked) read() (r query.Range, where []query.Filter, zone *time.Location
 }
 
 // open opens what the questions go to. The countries of addresses are looked up only for a question that is about them.
-func (a *asked) open(ctx context.Context, env Env, by query.Dimension, where []query.Filter) (_ *query.Local, err error) {
+func (a *asked) open(ctx context.Context, env Env, by query.Dimension, where []query.Filter) (_ query.Source, err error) {
 	var o query.Options
 	if by == query.Country || slices.ContainsFunc(where, func(f query.Filter) bool { return f.By == query.Country }) {
 		file := a.countryDB
@@ -87,6 +93,13 @@ func (a *asked) open(ctx context.Context, env Env, by query.Dimension, where []q
 		}
 		o.Country = a.countries.Of
 	}
+	if a.from != "" {
+		return a.openServer(ctx, env, o)
+	}
+	return a.openLocal(ctx, env, o)
+}
+
+func (a *asked) openLocal(ctx context.Context, env Env, o query.Options) (*query.Local, error) {
 	path := a.file
 	if path == "" {
 		place, err := daemon.FindPlace(env.Getenv)
@@ -100,6 +113,43 @@ func (a *asked) open(ctx context.Context, env Env, by query.Dimension, where []q
 		return nil, fmt.Errorf("%w: it is readable by root and by the group of the user whose folder it is in", err)
 	}
 	return l, err
+}
+
+// openServer connects to what --from says.
+func (a *asked) openServer(ctx context.Context, env Env, o query.Options) (query.Source, error) {
+	if a.file != "" {
+		return nil, fmt.Errorf("%w: --file and --from are two places: use one of them", errUsage)
+	}
+	if a.timeout <= 0 {
+		return nil, fmt.Errorf("%w: --timeout %v: use a time above zero: 30s, 10m", errUsage, a.timeout)
+	}
+	var s config.Server
+	passFile := ""
+	if a.from == "config" {
+		c, path, err := daemon.ReadConfig(env.Getenv)
+		if err != nil {
+			return nil, err
+		}
+		if s = c.SQLServer; s.Client == "" {
+			return nil, fmt.Errorf("%w: --from config: %q is not set in %s", errUsage, config.KeySQLServer, path)
+		}
+	} else {
+		var err error
+		if s, err = config.ServerURL(a.from); err != nil {
+			return nil, fmt.Errorf("%w: --from: %w", errUsage, err)
+		}
+		if passFile = env.Getenv("PGPASSFILE"); passFile == "" {
+			passFile = filepath.Join(env.Getenv("HOME"), ".pgpass")
+		}
+	}
+	r := remote.Settings{Postgres: s.Dialect == config.DialectPostgres, Native: s.Client != "pymysql", Table: s.Table, Params: make(map[string]string), PassFile: passFile, Timeout: a.timeout}
+	for k, v := range s.Params {
+		r.Params[k] = v.Reveal()
+	}
+	if r.Password = env.Getenv("MYSQL_PWD"); r.Postgres {
+		r.Password = env.Getenv("PGPASSWORD")
+	}
+	return remote.Open(ctx, r, time.Local, o)
 }
 
 // unsure is an error if countries could not be looked up: the answer has them as unknown.
@@ -122,7 +172,8 @@ func reportCommand(env Env) *cobra.Command {
 With --period, for each day, week or month of the local calendar. It needs no root and no running picosnitch.`,
 		Example: `  picosnitch report --since today
   picosnitch report --by domain --where exe=/usr/bin/curl --since 7d
-  picosnitch report --by user --period month --format csv`,
+  picosnitch report --by user --period month --format csv
+  picosnitch report --from postgres://reader@db.example.com/fleet --by host --since 7d`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			r, where, zone, err := a.read()
 			if err != nil {
@@ -315,7 +366,7 @@ func dbCommand(env Env) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx := c.Context()
-			l, err := a.open(ctx, env, query.None, nil)
+			l, err := a.openLocal(ctx, env, query.Options{})
 			if err != nil {
 				return err
 			}

@@ -96,6 +96,13 @@ func clientNames() string {
 	return `"client": ` + strings.Join(slices.Sorted(maps.Keys(clients())), ", ")
 }
 
+const tableNames = "at most 48 letters, digits and _, with an optional schema. before it"
+
+// tableName reports whether a text is a table's name: 63 characters with what we append.
+func tableName(s string) bool {
+	return regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,47}(\.[A-Za-z_][A-Za-z0-9_]{0,47})?$`).MatchString(s)
+}
+
 // given is a parameter as it stands in the file.
 type given struct {
 	value string
@@ -128,9 +135,8 @@ func readServer(p *parse, f field, n ast.Node, c *Config) {
 	s := Server{Client: client.value, Dialect: dialect, Params: map[string]Secret{}}
 	delete(params, "client")
 	if t, ok := params["table_name"]; ok {
-		identifier := regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,47}(\.[A-Za-z_][A-Za-z0-9_]{0,47})?$`) // 63 with what we append
-		if !identifier.MatchString(t.value) {
-			p.fail(at(t.node, &Error{Key: f.key, Problem: `"table_name" is not a table's name`, Allowed: "at most 48 letters, digits and _, with an optional schema. before it"}))
+		if !tableName(t.value) {
+			p.fail(at(t.node, &Error{Key: f.key, Problem: `"table_name" is not a table's name`, Allowed: tableNames}))
 		}
 		s.Table = t.value
 		delete(params, "table_name")

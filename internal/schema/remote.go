@@ -52,6 +52,11 @@ func RemoteColumns() []RemoteColumn {
 	return c
 }
 
+// RemoteAliases are the names that picosnitch 1 had for some columns, by ours.
+func RemoteAliases() map[string]string {
+	return map[string]string{"port": "rport", "ip": "raddr", "local_port": "lport", "local_ip": "laddr"}
+}
+
 // RemoteBatches are the columns of the second table: one row per transaction, made in it. chain and first are its key, so that no
 // batch can be there twice; the rest lets a reader see that nothing is missing.
 func RemoteBatches() []RemoteColumn {

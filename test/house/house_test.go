@@ -29,7 +29,7 @@ func edges() map[string][]string {
 		"cmd/picosnitch": {"internal/cli"},
 
 		// On top: only daemon starts processes, only cli knows everything.
-		"internal/cli":    {"internal/reader/country", "internal/reader/query", "internal/reader/report", "internal/daemon", "internal/config", "internal/event", "internal/sensor", "internal/recorder"},
+		"internal/cli":    {"internal/reader/country", "internal/reader/query", "internal/reader/remote", "internal/reader/report", "internal/daemon", "internal/config", "internal/event", "internal/sensor", "internal/recorder"},
 		"internal/daemon": {"internal/reader/country", "internal/reader/query", "internal/config", "internal/event", "internal/errand", "internal/sensor", "internal/recorder", "internal/session"},
 		"internal/config": {"internal/event"},
 
@@ -53,7 +53,7 @@ func edges() map[string][]string {
 		"internal/recorder/flow":   {"internal/event"},
 		"internal/recorder/store":  {"internal/event", "internal/schema", "internal/schema/rollup", "internal/recorder/flow"},
 		"internal/recorder/spool":  {},
-		"internal/recorder/remote": {"internal/event", "internal/schema", "internal/recorder/flow", "internal/recorder/store", "internal/recorder/spool"},
+		"internal/recorder/remote": {"internal/event", "internal/schema", "internal/sqlserver", "internal/recorder/flow", "internal/recorder/store", "internal/recorder/spool"},
 		"internal/recorder/feed":   {"internal/event"},
 		// What is new or changed → where it is from → what is told.
 		"internal/recorder/known":      {"internal/event", "internal/recorder/flow", "internal/recorder/notify"},
@@ -71,6 +71,7 @@ func edges() map[string][]string {
 		// Everybody's wing: nothing here writes.
 		"internal/reader/country": {},
 		"internal/reader/query":   {"internal/reader/country", "internal/schema", "internal/schema/rollup"},
+		"internal/reader/remote":  {"internal/reader/query", "internal/schema", "internal/sqlserver"},
 		"internal/reader/report":  {"internal/reader/query"},
 
 		// The things that wings share.
@@ -78,6 +79,7 @@ func edges() map[string][]string {
 		"internal/errand":        {},
 		"internal/schema":        {},
 		"internal/schema/rollup": {},
+		"internal/sqlserver":     {},
 	}
 }
 

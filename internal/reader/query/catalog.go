@@ -100,6 +100,9 @@ func (s *snapshot) plan(by Dimension, where []Filter) (*plan, error) {
 	p := &plan{by: by, groups: groups{index: make(map[string]int32)}, directions: make(map[int64]string), ports: make(map[int64]int)}
 	filters := make(map[string][]Filter)
 	for _, f := range append(slices.Clone(where), Filter{By: by}) {
+		if f.By == Host {
+			return nil, fmt.Errorf("%w: snitch.db has the rows of this host only: ask an SQL server for host", ErrQuestion)
+		}
 		if actorText(f.By) == "" && !slices.Contains([]Dimension{None, Port, Domain, Address, Country}, f.By) {
 			return nil, fmt.Errorf("%w: %q is no dimension", ErrQuestion, f.By)
 		}
@@ -165,7 +168,7 @@ func (s *snapshot) planActors(p *plan, where []Filter) error {
 		}
 		slot := int32(1)
 		for i := range where {
-			if !where[i].matches(values[i+1]) {
+			if !where[i].Matches(values[i+1]) {
 				slot = 0
 			}
 		}
@@ -192,19 +195,14 @@ func put(s slots, id int64, slot int32) slots {
 
 func (p *plan) planPorts(where []Filter) error {
 	for _, f := range where {
-		if f.Match == Contains {
-			return fmt.Errorf("%w: a port is a whole number: use port= or port!=", ErrQuestion)
-		}
-		for _, v := range f.Values {
-			if _, err := strconv.ParseInt(v, 10, 32); err != nil {
-				return fmt.Errorf("%w: the port %q is no whole number", ErrQuestion, v)
-			}
+		if err := f.Check(); err != nil {
+			return err
 		}
 	}
 	if len(where) > 0 {
 		p.port = func(port int64) bool {
 			for i := range where {
-				if !where[i].matches(strconv.FormatInt(port, 10)) {
+				if !where[i].Matches(strconv.FormatInt(port, 10)) {
 					return false
 				}
 			}
@@ -232,7 +230,7 @@ func (s *snapshot) planAddresses(p *plan, where []Filter) error {
 			if where[i].By == Country {
 				text = country
 			}
-			if !where[i].matches(text) {
+			if !where[i].Matches(text) {
 				slot = 0
 			}
 		}
@@ -260,7 +258,7 @@ func (s *snapshot) planDomains(p *plan, where []Filter) error {
 		}
 		slot := int32(1)
 		for i := range where {
-			if !where[i].matches(name) {
+			if !where[i].Matches(name) {
 				slot = 0
 			}
 		}

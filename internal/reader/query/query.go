@@ -1,6 +1,6 @@
 // Package query answers typed questions about what was recorded: totals by any dimension with filters, time lines, first and last
 // seen, search, single records. It belongs to everybody's wing: all user interfaces ask it, nothing in it writes, and no SQL text
-// is outside of it, schema and recorder/store. It needs no root and no running recorder. It does not print (reader/report does).
+// is outside of it, reader/remote, schema, recorder/store and recorder/remote. It needs no root and no running recorder. It does not print (reader/report does).
 //
 // An answer's size is bounded whatever the range: a question says how many rows it wants, and gets the sum of the others.
 package query
@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -41,12 +42,13 @@ const (
 	Domain    Dimension = "domain"    // in reverse notation
 	Address   Dimension = "ip"        // remote address
 	Country   Dimension = "country"   // of the remote address: two letters, or a label of package country
+	Host      Dimension = "host"      // which host sent the row; only an SQL server has more than one
 	None      Dimension = ""          // no grouping: one row with everything
 )
 
 // Dimensions are all that a question can name.
 func Dimensions() []Dimension {
-	return []Dimension{Exe, SHA256, Name, Cmdline, Script, Parent, Place, User, Family, Protocol, Direction, Port, Domain, Address, Country}
+	return []Dimension{Exe, SHA256, Name, Cmdline, Script, Parent, Place, User, Family, Protocol, Direction, Port, Domain, Address, Country, Host}
 }
 
 // ParseDimension reads a dimension as a user writes it.
@@ -124,22 +126,38 @@ func ParseFilter(s string) (Filter, error) {
 	return f, nil
 }
 
-// matches compares a text; it is for what is not compared as a number or by an index.
-func (f *Filter) matches(text string) bool {
+// Check reports a filter that makes no sense.
+func (f *Filter) Check() error {
+	if f.By != Port {
+		return nil
+	}
+	if f.Match == Contains {
+		return fmt.Errorf("%w: a port is a whole number: use port= or port!=", ErrQuestion)
+	}
+	for _, v := range f.Values {
+		if _, err := strconv.ParseInt(v, 10, 32); err != nil {
+			return fmt.Errorf("%w: the port %q is no whole number", ErrQuestion, v)
+		}
+	}
+	return nil
+}
+
+// Matches compares a text; it is for what is not compared as a number or by an index.
+func (f *Filter) Matches(text string) bool {
 	for _, v := range f.Values {
 		if f.Match == Contains {
 			if strings.Contains(strings.ToLower(text), strings.ToLower(v)) {
 				return true
 			}
-		} else if text == v || (f.By == Domain && v != "" && text == reverse(v)) {
+		} else if text == v || (f.By == Domain && v != "" && text == Reverse(v)) {
 			return f.Match == Equal
 		}
 	}
 	return f.Match == NotEqual
 }
 
-// reverse turns www.example.com into com.example.www, and back.
-func reverse(name string) string {
+// Reverse turns www.example.com into com.example.www, and back.
+func Reverse(name string) string {
 	parts := strings.Split(name, ".")
 	slices.Reverse(parts)
 	return strings.Join(parts, ".")
@@ -151,7 +169,8 @@ type Range struct {
 	Since, Until int64 // Until 0: no end
 }
 
-func (r Range) until() int64 {
+// End is the end of the range, also when there is none.
+func (r Range) End() int64 {
 	if r.Until == 0 {
 		return 1 << 60
 	}
@@ -169,7 +188,8 @@ const (
 	ByConns
 )
 
-func (o Order) of(s Sum) uint64 {
+// Of is what rows are ordered by.
+func (o Order) Of(s Sum) uint64 {
 	switch o {
 	case BySent:
 		return s.Sent
@@ -235,6 +255,7 @@ type Timeline struct {
 	Series  []Series
 	Others  []Sum // of the values that have no series
 	Rounded bool  // as in Answer
+	Undated Sum   // of rows whose time cannot be read: the table is another program's too
 }
 
 // MaxIntervals bounds the intervals of a time line.
@@ -310,4 +331,13 @@ type Source interface {
 type Options struct {
 	// Country says where an address is (country.Database.Of); nil: questions by country are an error.
 	Country func(netip.Addr) string
+}
+
+// CountryOf says where an address is that is a text; "" if that is not known.
+func (o *Options) CountryOf(ip string) string {
+	a, err := netip.ParseAddr(ip)
+	if err != nil || o.Country == nil {
+		return ""
+	}
+	return o.Country(a)
 }

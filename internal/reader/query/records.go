@@ -3,7 +3,6 @@ package query
 import (
 	"context"
 	"fmt"
-	"net/netip"
 
 	"github.com/picosnitch/picosnitch/internal/schema"
 	"github.com/picosnitch/picosnitch/internal/schema/rollup"
@@ -46,20 +45,20 @@ func (l *Local) Records(ctx context.Context, where []Filter, r Range, each func(
 			err := scan(&h[0], &h[1], &h[2])
 			hours = append(hours, h)
 			return err
-		}, schema.Bucket(r.Since, schema.HourSeconds), schema.Bucket(r.until()-1, schema.HourSeconds))
+		}, schema.Bucket(r.Since, schema.HourSeconds), schema.Bucket(r.End()-1, schema.HourSeconds))
 	})
 	if err != nil {
 		return err
 	}
 	var x expand
 	for i, h := range hours {
-		since, until := max(r.Since, h[0]*schema.HourSeconds), min(r.until(), (h[0]+1)*schema.HourSeconds)
+		since, until := max(r.Since, h[0]*schema.HourSeconds), min(r.End(), (h[0]+1)*schema.HourSeconds)
 		done := float64(i) / float64(len(hours))
 		err := l.look(ctx, func(s *snapshot) error {
 			x.use(s)
 			return x.hour(h, since, until, func(r *Record) error {
 				for i := range where {
-					if !where[i].matches(l.value(r, where[i].By)) {
+					if !where[i].Matches(l.value(r, where[i].By)) {
 						return nil
 					}
 				}
@@ -194,12 +193,10 @@ func (l *Local) value(r *Record, d Dimension) string {
 		return r.Domain
 	case Address:
 		return r.RemoteIP
+	case Host:
+		return r.Host
 	case Country:
-		a, err := netip.ParseAddr(r.RemoteIP)
-		if err != nil || l.options.Country == nil {
-			return ""
-		}
-		return l.options.Country(a)
+		return l.options.CountryOf(r.RemoteIP)
 	}
 	return ""
 }

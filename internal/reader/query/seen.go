@@ -97,7 +97,7 @@ func (l *Local) Search(ctx context.Context, text string, limit int) (found []Fou
 				err := scan(&f.Value)
 				found = append(found, f)
 				return err
-			}, like(text), like(reverse(text)), limit)
+			}, like(text), like(Reverse(text)), limit)
 			if err != nil {
 				return err
 			}
@@ -132,15 +132,15 @@ func (l *Local) Lost(ctx context.Context, r Range) (lost Lost, err error) {
 		}
 		var first, last int64
 		err := s.conn.QueryRowContext(s.ctx, "SELECT coalesce(min(first), 0), coalesce(max(last), -1) FROM hours WHERE hour BETWEEN ? AND ?",
-			schema.Bucket(r.Since, schema.HourSeconds), schema.Bucket(r.until()-1, schema.HourSeconds)).Scan(&first, &last)
+			schema.Bucket(r.Since, schema.HourSeconds), schema.Bucket(r.End()-1, schema.HourSeconds)).Scan(&first, &last)
 		if err != nil {
 			return err
 		}
-		err = s.each(`SELECT reason, sum(count) FROM windows w JOIN losses l ON l.window = w.id WHERE w.id BETWEEN ? AND ? AND "end" > ? AND "end" <= ? GROUP BY reason`, add, first, last, r.Since, r.until())
+		err = s.each(`SELECT reason, sum(count) FROM windows w JOIN losses l ON l.window = w.id WHERE w.id BETWEEN ? AND ? AND "end" > ? AND "end" <= ? GROUP BY reason`, add, first, last, r.Since, r.End())
 		if err != nil {
 			return err
 		}
-		return s.conn.QueryRowContext(s.ctx, `SELECT coalesce(sum(unattributed_sent), 0), coalesce(sum(unattributed_received), 0) FROM windows WHERE id BETWEEN ? AND ? AND "end" > ? AND "end" <= ?`, first, last, r.Since, r.until()).Scan(&lost.Sent, &lost.Received)
+		return s.conn.QueryRowContext(s.ctx, `SELECT coalesce(sum(unattributed_sent), 0), coalesce(sum(unattributed_received), 0) FROM windows WHERE id BETWEEN ? AND ? AND "end" > ? AND "end" <= ?`, first, last, r.Since, r.End()).Scan(&lost.Sent, &lost.Received)
 	})
 	return lost, err
 }

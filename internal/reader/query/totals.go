@@ -26,11 +26,11 @@ func (s *snapshot) totals(q *Question) (*plan, *result, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if q.Range.Since >= q.Range.until() {
+	if q.Range.Since >= q.Range.End() {
 		return nil, nil, fmt.Errorf("%w: the range ends before it begins", ErrQuestion)
 	}
 	var r result
-	if err := s.scan(p, cuts{q.Range.Since, q.Range.until()}, &r); err != nil {
+	if err := s.scan(p, cuts{q.Range.Since, q.Range.End()}, &r); err != nil {
 		return nil, nil, err
 	}
 	return p, &r, nil
@@ -45,7 +45,7 @@ func ranked(p *plan, r *result, o Order) []int {
 		}
 	}
 	slices.SortFunc(order, func(a, b int) int {
-		return cmp.Or(cmp.Compare(o.of(r.sums[b]), o.of(r.sums[a])), cmp.Compare(p.groups.values[a], p.groups.values[b]))
+		return cmp.Or(cmp.Compare(o.Of(r.sums[b]), o.Of(r.sums[a])), cmp.Compare(p.groups.values[a], p.groups.values[b]))
 	})
 	return order
 }
@@ -81,7 +81,7 @@ func (l *Local) Timeline(ctx context.Context, q Question, step Step, zone *time.
 		if q.Range.Since >= q.Range.Until { // nothing is recorded
 			return nil
 		}
-		c, err := intervals(q.Range, step, zone)
+		c, err := Intervals(q.Range, step, zone)
 		if err != nil {
 			return err
 		}
@@ -181,12 +181,12 @@ func (s *snapshot) bound(r *Range) error {
 	if tailFirst != nil {
 		first, last = min(first, *tailFirst), max(last, *tailLast)
 	}
-	r.Since, r.Until = max(r.Since, first), min(r.until(), last)
+	r.Since, r.Until = max(r.Since, first), min(r.End(), last)
 	return nil
 }
 
-// intervals are the ends of the steps that a range touches.
-func intervals(r Range, step Step, zone *time.Location) (cuts, error) {
+// Intervals are the ends of the steps that a range touches: from the first one's begin to the last one's end, unix seconds.
+func Intervals(r Range, step Step, zone *time.Location) ([]int64, error) {
 	if zone == nil {
 		zone = time.Local
 	}
@@ -214,7 +214,7 @@ func intervals(r Range, step Step, zone *time.Location) (cuts, error) {
 	default:
 		return nil, fmt.Errorf("%w: there is no step %d", ErrQuestion, step)
 	}
-	var c cuts
+	var c []int64
 	for ; t.Unix() < r.Until; t = next(t) {
 		if len(c) >= MaxIntervals {
 			return nil, fmt.Errorf("%w: the range has more than %d intervals: use a longer step or a shorter range", ErrQuestion, MaxIntervals)

@@ -237,8 +237,9 @@ func Timeline(w io.Writer, f Format, c Context, step query.Step, t query.Timelin
 			Zone    string          `json:"zone"`
 			Rounded bool            `json:"rounded,omitempty"`
 			Rows    []row           `json:"rows"`
+			Undated *sum            `json:"undated,omitempty"`
 			Lost    lost            `json:"lost"`
-		}{c.By, c.Zone.String(), t.Rounded, append([]row{}, rows...), lost(c.Lost)})
+		}{c.By, c.Zone.String(), t.Rounded, append([]row{}, rows...), undated(t.Undated), lost(c.Lost)})
 	case CSV:
 		out := csv.NewWriter(w)
 		out.Write([]string{"start", column(c.By), "conns", "sent", "received"})
@@ -267,7 +268,17 @@ func Timeline(w io.Writer, f Format, c Context, step query.Step, t query.Timelin
 	if err := out.Flush(); err != nil {
 		return err
 	}
+	if t.Undated != (query.Sum{}) {
+		fmt.Fprintf(w, "Besides, %s sent and %s received are in rows whose time cannot be read.\n", c.bytes(t.Undated.Sent), c.bytes(t.Undated.Received))
+	}
 	return c.notes(w, t.Rounded)
+}
+
+func undated(s query.Sum) *sum {
+	if s == (query.Sum{}) {
+		return nil
+	}
+	return (*sum)(&s)
 }
 
 // Records is a writer of single rows, one at a time.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
 	"github.com/picosnitch/picosnitch/internal/recorder/store"
+	"github.com/picosnitch/picosnitch/internal/schema"
 )
 
 // found is a column as the server's catalogue describes it.
@@ -63,11 +64,6 @@ type plan struct {
 	cut     map[string]uint64
 }
 
-// aliases are the names that picosnitch 1 had for some fields.
-func aliases() map[string]string {
-	return map[string]string{"rport": "port", "raddr": "ip", "lport": "local_port", "laddr": "local_ip"}
-}
-
 // schemaError says that a table is not as it must be.
 type schemaError struct{ text string }
 
@@ -85,9 +81,13 @@ func newPlan(table string, there []found, zone *time.Location) (*plan, error) {
 		has[strings.ToLower(c.name)] = true
 	}
 	p.wide = has["host"]
+	ours := make(map[string]string) // by the names that picosnitch 1 had
+	for name, other := range schema.RemoteAliases() {
+		ours[other] = name
+	}
 	for _, c := range there {
 		name := strings.ToLower(c.name)
-		if other, ok := aliases()[name]; ok && !has[other] {
+		if other, ok := ours[name]; ok && !has[other] {
 			name = other
 		}
 		f, ok := fields[name]

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/picosnitch/picosnitch/internal/schema"
+	"github.com/picosnitch/picosnitch/internal/sqlserver"
 )
 
 // postgres is a connection to PostgreSQL, or to what speaks its protocol.
@@ -30,7 +30,7 @@ const postgresTime = "2006-01-02 15:04:05+00"
 
 // dialPostgres connects and makes sure of the tables.
 func dialPostgres(ctx context.Context, o Settings, zone *time.Location) (server, error) {
-	c, err := postgresConfig(o)
+	c, err := sqlserver.Postgres(o.Params, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -44,43 +44,6 @@ func dialPostgres(ctx context.Context, o Settings, zone *time.Location) (server,
 		return nil, err
 	}
 	return p, nil
-}
-
-// postgresConfig makes the connection's configuration. Nothing of it comes from the environment: the recorder has none.
-func postgresConfig(o Settings) (*pgconn.Config, error) {
-	var b strings.Builder
-	quote := strings.NewReplacer(`\`, `\\`, `'`, `\'`)
-	set := func(k, v string) { fmt.Fprintf(&b, "%s='%s' ", k, quote.Replace(v)) }
-	set("connect_timeout", "10")
-	set("application_name", "picosnitch")
-	set("client_encoding", "UTF8")
-	set("passfile", "/dev/null")
-	set("servicefile", "/dev/null")
-	var timeout string
-	for _, k := range sorted(o.Params) {
-		switch v := o.Params[k]; k {
-		case "database":
-			set("dbname", v)
-		case "host", "port", "user", "password", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "application_name", "options", "target_session_attrs":
-			set(k, v)
-		case "connect_timeout":
-			timeout = v
-			set(k, v)
-		default:
-			return nil, &settingsError{fmt.Sprintf("parameter %q is not one of PostgreSQL", k)}
-		}
-	}
-	c, err := pgconn.ParseConfig(b.String())
-	if err != nil {
-		return nil, configError(err)
-	}
-	if timeout == "0" {
-		c.ConnectTimeout = connectLimit
-	}
-	d := &net.Dialer{KeepAliveConfig: keepAlive()}
-	c.DialFunc = d.DialContext
-	c.OnNotice = func(*pgconn.PgConn, *pgconn.Notice) {} // "relation already exists"
-	return c, nil
 }
 
 func (p *postgres) exec(ctx context.Context, q string, args ...string) ([][][]byte, error) {

@@ -7,6 +7,7 @@ package remote
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
 	"github.com/picosnitch/picosnitch/internal/recorder/spool"
+	"github.com/picosnitch/picosnitch/internal/sqlserver"
 )
 
 // Dialects.
@@ -57,9 +59,8 @@ type Options struct {
 
 // Limits of time.
 const (
-	connectLimit = 10 * time.Second
-	sendLimit    = 60 * time.Second // of one batch
-	lateLimit    = 30 * time.Second // that a row waits for its hash
+	sendLimit = 60 * time.Second // of one batch
+	lateLimit = 30 * time.Second // that a row waits for its hash
 )
 
 // Notice is something that the user must know.
@@ -157,17 +158,21 @@ func check(s Settings) error {
 	var err error
 	switch s.Dialect {
 	case Postgres:
-		_, err = postgresConfig(s)
+		_, err = sqlserver.Postgres(s.Params, nil)
 	case MySQL:
-		_, err = mysqlConfig(s)
+		_, err = sqlserver.MySQL(s.Params, s.native())
 	default:
 		return fmt.Errorf("unknown dialect %q", s.Dialect)
 	}
-	if err != nil && !temporary(err) {
+	var set *sqlserver.SettingsError
+	if errors.As(err, &set) {
 		return s.scrub(fmt.Errorf("\"DB sql server\": %w", err))
 	}
 	return nil
 }
+
+// native is true for a client that takes localhost for the unix socket, as the client library does.
+func (s *Settings) native() bool { return s.Client != "pymysql" }
 
 func (s *Settings) where() string {
 	host := s.Params["host"]
