@@ -185,6 +185,9 @@ func (r *recorder) shut() error {
 	if r.feed != nil {
 		err = errors.Join(err, r.feed.Close()) // last: a reader may need a moment to go
 	}
-	r.errors.close()
+	if e := r.errors.retry(r.at); e != nil {
+		err = errors.Join(err, fmt.Errorf("%d lines of error.log could not be written: %w", r.errors.Waiting(), e))
+	}
+	r.errors.Close()
 	return err
 }

@@ -2,56 +2,56 @@ package recorder
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"time"
+
+	"github.com/picosnitch/picosnitch/internal/recorder/logfile"
 )
+
+// maxErrorLog is the size at which error.log becomes error.log.1, in bytes.
+const maxErrorLog = 8 << 20
 
 // errorLog is error.log: a line of local time and message for all that the user must know.
 type errorLog struct {
-	path string
+	logfile.File
 	zone *time.Location
-	f    *os.File
+	lost int // told
 }
 
-// maxErrorLog is the size at which error.log becomes error.log.1, in bytes. There is one of those.
-const maxErrorLog = 8 << 20
-
-// write appends a line; at is ns since 1970. The file is opened again after it was moved away.
+// write appends a line; at is ns since 1970. One that cannot be written comes later.
 func (l *errorLog) write(at int64, text, hint string) error {
 	if hint != "" {
 		text += ": " + hint
 	}
-	if l.f != nil {
-		ours, err := l.f.Stat()
-		now, err2 := os.Stat(l.path)
-		switch {
-		case err != nil || err2 != nil || !os.SameFile(ours, now):
-			l.close()
-		case ours.Size() >= maxErrorLog:
-			l.close()
-			if err := os.Rename(l.path, l.path+".1"); err != nil {
-				return err
-			}
-		}
+	if err := l.Write(l.line(at, text)); err != nil {
+		return err
 	}
-	if l.f == nil {
-		f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
-		if err != nil {
-			return err
-		}
-		f.Chmod(0o640) // whatever the umask: the group reads
-		l.f = f
-	}
-	_, err := fmt.Fprintf(l.f, "%s %s\n", time.Unix(0, at).In(l.zone).Format(time.DateTime), strings.ReplaceAll(text, "\n", `\n`))
-	return err
+	return l.tellLost(at)
 }
 
-func (l *errorLog) close() {
-	if l.f != nil {
-		l.f.Close()
-		l.f = nil
+// retry writes what could not be written.
+func (l *errorLog) retry(at int64) error {
+	if l.Waiting() == 0 {
+		return nil
 	}
+	if err := l.Retry(); err != nil {
+		return err
+	}
+	return l.tellLost(at)
+}
+
+// tellLost tells how many lines found no room while it could not be written.
+func (l *errorLog) tellLost(at int64) error {
+	n := l.Lost() - l.lost
+	if n == 0 {
+		return nil
+	}
+	l.lost += n
+	return l.Write(l.line(at, fmt.Sprintf("lines of this log that were lost because it could not be written for too long: %d: free disk space", n)))
+}
+
+func (l *errorLog) line(at int64, text string) string {
+	return time.Unix(0, at).In(l.zone).Format(time.DateTime) + " " + strings.ReplaceAll(text, "\n", `\n`)
 }
 
 // restrainer tells an increasing counter at most once in a while, and then all of it. Its keys are few: a word of the

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/recorder/logfile"
 )
 
 // TestErrorLogIsBounded: whatever the stream says, error.log grows slowly and not for ever.
@@ -34,8 +35,8 @@ func TestErrorLogIsBounded(t *testing.T) {
 
 func TestErrorLogRotates(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "error.log")
-	l := errorLog{path: path, zone: time.UTC}
-	defer l.close()
+	l := errorLog{File: logfile.File{Path: path, Limit: maxErrorLog}, zone: time.UTC}
+	defer l.Close()
 	for i := range 20 {
 		if err := l.write(0, fmt.Sprint(i)+strings.Repeat("x", 1<<20), ""); err != nil {
 			t.Fatal(err)
@@ -54,6 +55,32 @@ func TestErrorLogRotates(t *testing.T) {
 	}
 	if sum < maxErrorLog {
 		t.Errorf("only %d bytes are kept", sum)
+	}
+}
+
+// TestErrorLogWaits: what cannot be written to error.log, because the disk is full or something is in its place, is there when it can.
+func TestErrorLogWaits(t *testing.T) {
+	o := options(t)
+	path := filepath.Join(o.Dir, "error.log")
+	if err := os.Mkdir(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := runOn(t, o.Dir, &fakeWay{}, nil)
+	s := newScript(t)
+	s.add(event.Event{Notice: &event.Notice{Text: "early word"}})
+	s.ledger()
+	r.send(s)
+	s.ledger()
+	r.send(s) // the one before was taken in
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	s.ledger()
+	s.close(true)
+	r.send(s)
+	r.end()
+	if text := errorText(t, o.Dir); strings.Count(text, "early word\n") != 1 {
+		t.Errorf("error.log:\n%s", text)
 	}
 }
 

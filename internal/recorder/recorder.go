@@ -22,6 +22,7 @@ import (
 	"github.com/picosnitch/picosnitch/internal/recorder/feed"
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
 	"github.com/picosnitch/picosnitch/internal/recorder/known"
+	"github.com/picosnitch/picosnitch/internal/recorder/logfile"
 	"github.com/picosnitch/picosnitch/internal/recorder/names"
 	"github.com/picosnitch/picosnitch/internal/recorder/notify"
 	"github.com/picosnitch/picosnitch/internal/recorder/origin"
@@ -184,7 +185,7 @@ func open(ctx context.Context, o Options) (*recorder, error) {
 	r := &recorder{
 		o:         o,
 		log:       o.Logger.With("component", "recorder"),
-		errors:    errorLog{path: filepath.Join(o.Dir, "error.log"), zone: o.Zone},
+		errors:    errorLog{File: logfile.File{Path: filepath.Join(o.Dir, "error.log"), Limit: maxErrorLog}, zone: o.Zone},
 		tell:      newRestrainer(10 * time.Second),
 		processes: flow.NewProcesses(o.Settings.LogCommands),
 		table:     flow.NewTable(maxRecords, o.Settings.LogAddresses),
@@ -307,7 +308,7 @@ func (r *recorder) take(ev *event.Event, line []byte) {
 
 // reopen lets go of the files that another program moved away. error.log follows by itself.
 func (r *recorder) reopen() {
-	r.errors.close()
+	r.errors.Close()
 	if r.text != nil {
 		if err := r.text.Reopen(); err != nil {
 			r.notice("error", "open conn.log again: "+err.Error(), "")

@@ -48,7 +48,7 @@ func edges() map[string][]string {
 		"internal/sensor/outlet":   {"internal/event"},
 
 		// The recorder's wing: names → flow → store, in the direction of the data.
-		"internal/recorder":        {"internal/event", "internal/schema", "internal/recorder/names", "internal/recorder/flow", "internal/recorder/store", "internal/recorder/spool", "internal/recorder/remote", "internal/recorder/feed", "internal/recorder/known", "internal/recorder/origin", "internal/recorder/notify", "internal/recorder/desk", "internal/recorder/journal", "internal/recorder/virustotal", "internal/recorder/links", "internal/recorder/budget", "internal/errand"},
+		"internal/recorder":        {"internal/event", "internal/schema", "internal/recorder/names", "internal/recorder/flow", "internal/recorder/store", "internal/recorder/spool", "internal/recorder/remote", "internal/recorder/feed", "internal/recorder/known", "internal/recorder/logfile", "internal/recorder/origin", "internal/recorder/notify", "internal/recorder/desk", "internal/recorder/journal", "internal/recorder/virustotal", "internal/recorder/links", "internal/recorder/budget", "internal/errand"},
 		"internal/recorder/names":  {"internal/event"},
 		"internal/recorder/flow":   {"internal/event"},
 		"internal/recorder/store":  {"internal/event", "internal/schema", "internal/schema/rollup", "internal/recorder/flow"},
@@ -56,7 +56,8 @@ func edges() map[string][]string {
 		"internal/recorder/remote": {"internal/event", "internal/schema", "internal/sqlserver", "internal/recorder/flow", "internal/recorder/store", "internal/recorder/spool"},
 		"internal/recorder/feed":   {"internal/event"},
 		// What is new or changed → where it is from → what is told.
-		"internal/recorder/known":      {"internal/event", "internal/recorder/flow", "internal/recorder/notify"},
+		"internal/recorder/logfile":    {},
+		"internal/recorder/known":      {"internal/event", "internal/recorder/flow", "internal/recorder/logfile", "internal/recorder/notify"},
 		"internal/recorder/origin":     {"internal/event"},
 		"internal/recorder/notify":     {"internal/event"},
 		"internal/recorder/desk":       {"internal/event", "internal/errand", "internal/recorder/notify"},

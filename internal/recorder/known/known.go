@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
+	"github.com/picosnitch/picosnitch/internal/recorder/logfile"
 	"github.com/picosnitch/picosnitch/internal/recorder/notify"
 )
 
@@ -27,7 +28,6 @@ const (
 	maxWaiting  = 1 << 12 // files whose hash is awaited
 	maxSettled  = 1 << 10 // programs of which nothing is new
 	maxOverflow = 1 << 17 // things that found the record full
-	maxUnlogged = 1 << 12 // lines that could not be written to exe.log
 	maxCurrent  = 1 << 14 // executables whose last hash is remembered
 )
 
@@ -56,8 +56,6 @@ type Known struct {
 	overflow map[uint64]struct{}
 	seed     maphash.Seed
 	log      exeLog
-	unlogged []string
-	dropped  int // lines that exe.log will never get
 	journal  journal
 	seq      uint64
 	dirty    bool  // r differs from record.json
@@ -91,7 +89,7 @@ func Open(o Options, at int64) *Known {
 		current:  make(map[string]string),
 		overflow: make(map[uint64]struct{}),
 		seed:     maphash.MakeSeed(),
-		log:      exeLog{path: filepath.Join(o.Dir, "exe.log"), zone: o.Zone},
+		log:      exeLog{File: logfile.File{Path: filepath.Join(o.Dir, "exe.log"), Limit: maxExeLog}, zone: o.Zone},
 		journal:  journal{path: filepath.Join(o.Dir, ".record.journal"), open: make(map[uint64]*notify.Notice)},
 		tried:    at,
 		problems: make(map[string]Problem),
@@ -143,7 +141,7 @@ func (k *Known) replay(at int64) {
 		}
 		k.seq = max(k.seq, n.Seq)
 		// A kill between the journal and the log: only the last one can be missing.
-		if i == len(all)-1 && len(n.Log) > 0 && !k.log.has(n.Log) {
+		if i == len(all)-1 && len(n.Log) > 0 && !k.log.EndsWith(n.Log) {
 			k.write(n.Log)
 		}
 	}
@@ -215,7 +213,7 @@ func (k *Known) Tick(at int64) {
 			delete(k.waiting, a) // a flow that comes later waits anew
 		}
 	}
-	k.retryLog()
+	k.logged(k.log.Retry())
 	if k.dirty && (at-k.tried >= saveEvery || at < k.tried || k.journal.size > maxJournal) || k.journal.size > 4*maxJournal {
 		k.save(at)
 	}
@@ -232,25 +230,14 @@ func (k *Known) commit(n *news) {
 	}
 }
 
-// write writes to exe.log, or keeps what cannot be written for later.
-func (k *Known) write(lines []string) {
-	k.unlogged = append(k.unlogged, lines...)
-	k.retryLog()
-}
+// write writes to exe.log; what cannot be written comes later.
+func (k *Known) write(lines []string) { k.logged(k.log.Write(lines...)) }
 
-func (k *Known) retryLog() {
-	if len(k.unlogged) == 0 {
-		return
+// logged tells that exe.log could not be written.
+func (k *Known) logged(err error) {
+	if err != nil {
+		k.problem("exe.log", fmt.Sprintf("write exe.log: %v (%d lines wait, %d were lost)", err, k.log.Waiting(), k.log.Lost()), "free disk space")
 	}
-	if err := k.log.write(k.unlogged); err != nil {
-		if more := len(k.unlogged) - maxUnlogged; more > 0 {
-			k.dropped += more
-			k.unlogged = k.unlogged[more:]
-		}
-		k.problem("exe.log", fmt.Sprintf("write exe.log: %v (%d lines wait, %d were lost)", err, len(k.unlogged), k.dropped), "free disk space")
-		return
-	}
-	k.unlogged = nil
 }
 
 // save writes record.json and starts the journal anew.
@@ -299,5 +286,5 @@ func (k *Known) Close(at int64) {
 		k.save(at)
 	}
 	k.journal.close()
-	k.log.close()
+	k.log.Close()
 }

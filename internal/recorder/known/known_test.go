@@ -49,7 +49,7 @@ func (b *bench) open() {
 // kill is what kill -9 leaves: nothing is written any more.
 func (b *bench) kill() {
 	b.k.journal.close()
-	b.k.log.close()
+	b.k.log.Close()
 	b.open()
 }
 
