@@ -10,10 +10,11 @@ import (
 	"os/user"
 	"path/filepath"
 	"slices"
-	"strings"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/picosnitch/picosnitch/internal/config"
 	"github.com/picosnitch/picosnitch/internal/daemon"
@@ -74,6 +75,9 @@ func (a *asked) read() (r query.Range, where []query.Filter, zone *time.Location
 		f, err := query.ParseFilter(s)
 		if err != nil {
 			return r, nil, nil, fmt.Errorf("%w: --where: %w", errUsage, err)
+		}
+		if err := userNumbers(&f); err != nil {
+			return r, nil, nil, fmt.Errorf("%w: --where %q: %w", errUsage, s, err)
 		}
 		where = append(where, f)
 	}
@@ -168,7 +172,7 @@ func reportCommand(env Env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "report",
 		Short: "show who moved how much: by program, name, parent, domain, port, user, …",
-		Long: `Show who moved how much, by one of: ` + strings.Trim(fmt.Sprint(query.Dimensions()), "[]") + `.
+		Long: `Show who moved how much, by one of: ` + query.DimensionList() + `.
 With --period, for each day, week or month of the local calendar. It needs no root and no running picosnitch.`,
 		Example: `  picosnitch report --since today
   picosnitch report --by domain --where exe=/usr/bin/curl --since 7d
@@ -208,7 +212,7 @@ With --period, for each day, week or month of the local calendar. It needs no ro
 				return err
 			}
 			defer l.Close()
-			x := report.Context{By: q.By, Range: r, Zone: zone, Exact: exact, Label: userLabel()}
+			x := report.Context{By: q.By, Range: r, Zone: zone, Exact: exact, Width: width(env.Stdout), Label: userLabel()}
 			if x.Lost, err = l.Lost(ctx, r); err != nil {
 				return err
 			}
@@ -243,6 +247,37 @@ func questionError(err error) error {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
 	return err
+}
+
+// userNumbers turns names of users into their numbers, which are what the log has.
+func userNumbers(f *query.Filter) error {
+	if f.By != query.User || f.Match == query.Contains {
+		return nil
+	}
+	for i, v := range f.Values {
+		if _, err := strconv.ParseUint(v, 10, 32); err == nil {
+			continue
+		}
+		u, err := user.Lookup(v)
+		if err != nil {
+			return fmt.Errorf("there is no user %q here: use the number (uid)", v)
+		}
+		f.Values[i] = u.Uid
+	}
+	return nil
+}
+
+// width is that of the terminal that a table goes to, in columns; 0: it goes elsewhere.
+func width(w io.Writer) int {
+	f, ok := w.(*os.File)
+	if !ok {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	return int(size.Col)
 }
 
 // userLabel shows a user's name beside the number.

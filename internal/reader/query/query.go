@@ -67,13 +67,38 @@ func ParseDimension(s string) (Dimension, error) {
 		d = Name
 	}
 	if !slices.Contains(Dimensions(), d) {
-		return "", fmt.Errorf("%w: %q is none of %s", ErrQuestion, s, strings.Trim(fmt.Sprint(Dimensions()), "[]"))
+		return "", questionError(fmt.Sprintf("%q is none of %s", s, DimensionList()))
 	}
 	return d, nil
 }
 
+// DimensionList are all dimensions, in words for the user, with their other names.
+func DimensionList() string {
+	names := make([]string, 0, len(Dimensions()))
+	for _, d := range Dimensions() {
+		name := string(d)
+		switch d {
+		case Place:
+			name += " (or unit, container)"
+		case Address:
+			name += " (or address)"
+		case User:
+			name += " (or uid)"
+		}
+		names = append(names, name)
+	}
+	return strings.Join(names, ", ")
+}
+
 // ErrQuestion is returned for a question that makes no sense; the text says why.
 var ErrQuestion = errors.New("the question cannot be answered")
+
+// questionError is an ErrQuestion whose text is enough.
+type questionError string
+
+func (e questionError) Error() string { return string(e) }
+
+func (questionError) Is(target error) bool { return target == ErrQuestion }
 
 // Match is how a filter compares.
 type Match int
@@ -97,7 +122,7 @@ type Filter struct {
 func ParseFilter(s string) (Filter, error) {
 	i := strings.IndexAny(s, "=!~")
 	if i < 0 {
-		return Filter{}, fmt.Errorf("%w: the filter %q has none of = != ~ in it", ErrQuestion, s)
+		return Filter{}, questionError(fmt.Sprintf("the filter %q has none of = != ~ in it: use for example exe=/usr/bin/curl, port!=443, domain~example", s))
 	}
 	by, err := ParseDimension(strings.TrimSpace(s[:i]))
 	if err != nil {
@@ -113,13 +138,13 @@ func ParseFilter(s string) (Filter, error) {
 	case rest[0] == '~':
 		f.Match, rest = Contains, rest[1:]
 	default:
-		return Filter{}, fmt.Errorf("%w: the filter %q has none of = != ~ in it", ErrQuestion, s)
+		return Filter{}, questionError(fmt.Sprintf("the filter %q has none of = != ~ in it: use for example exe=/usr/bin/curl, port!=443, domain~example", s))
 	}
 	f.Values = strings.Split(rest, "|")
 	if f.By == Country && f.Match != Contains {
 		for i, v := range f.Values {
 			if f.Values[i], err = country.Normal(v); err != nil {
-				return Filter{}, fmt.Errorf("%w: the filter %q: %w", ErrQuestion, s, err)
+				return Filter{}, questionError(fmt.Sprintf("the filter %q: %v", s, err))
 			}
 		}
 	}

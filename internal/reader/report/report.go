@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -43,26 +42,10 @@ type Context struct {
 	Range query.Range
 	Zone  *time.Location
 	Exact bool       // bytes as they are, in a table too
+	Width int        // of the terminal, in columns; 0: there is none
 	Lost  query.Lost // in the range
 	// Label is what a table shows for a value; nil: the value.
 	Label func(by query.Dimension, value string) string
-}
-
-// maxWidth is how much of a value a table shows, in characters.
-const maxWidth = 100
-
-func (c *Context) label(value string) string {
-	if c.Label != nil {
-		value = c.Label(c.By, value)
-	}
-	value = printable(value)
-	if value == "" {
-		return "(not known)"
-	}
-	if utf8.RuneCountInString(value) > maxWidth {
-		value = string([]rune(value)[:maxWidth-1]) + "…"
-	}
-	return value
 }
 
 // printable is the last defence of a terminal: texts in the database are printable already, if it is what picosnitch wrote.
@@ -165,20 +148,27 @@ func Totals(w io.Writer, f Format, c Context, a query.Answer) error {
 		t.Flush()
 		return t.Error()
 	}
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(t, "sent\treceived\tconns\t %s\n", column(c.By))
+	var rows [][]string
 	line := func(s query.Sum, label string) {
-		fmt.Fprintf(t, "%s\t%s\t%d\t %s\n", c.bytes(s.Sent), c.bytes(s.Received), s.Conns, label)
+		rows = append(rows, []string{c.bytes(s.Sent), c.bytes(s.Received), number(s.Conns), label})
 	}
-	for _, r := range a.Rows {
-		line(r.Sum, c.label(r.Value))
-	}
-	if n := a.Values - len(a.Rows); n > 0 {
-		line(a.Others, fmt.Sprintf("(%d others)", n))
+	head := []string{"sent", "received", "conns", column(c.By)}
+	if c.By == query.None {
+		head = head[:3]
+	} else {
+		for _, r := range a.Rows {
+			line(r.Sum, c.label(r.Value))
+		}
+		if n := a.Values - len(a.Rows); n > 0 {
+			line(a.Others, fmt.Sprintf("(%d others)", n))
+		}
 	}
 	line(a.Total, "(total)")
-	if err := t.Flush(); err != nil {
+	if err := c.table(w, head, rows); err != nil {
 		return err
+	}
+	if a.Values == 0 {
+		fmt.Fprintln(w, nothing)
 	}
 	return c.notes(w, a.Rounded)
 }
@@ -195,6 +185,9 @@ func encode(w io.Writer, v any) error {
 	e.SetIndent("", "  ")
 	return e.Encode(v)
 }
+
+// nothing is said where there is no row, so that nobody takes it for a fault.
+const nothing = "Nothing was recorded that matches."
 
 // notes tells what the numbers leave out.
 func (c *Context) notes(w io.Writer, rounded bool) error {
@@ -253,20 +246,23 @@ func Timeline(w io.Writer, f Format, c Context, step query.Step, t query.Timelin
 		out.Flush()
 		return out.Error()
 	}
-	out := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(out, "from\tsent\treceived\tconns\t %s\n", column(c.By))
+	head := []string{"from", "sent", "received", "conns", column(c.By)}
+	if c.By == query.None {
+		head = head[:4]
+	}
+	var lines [][]string
 	for _, r := range rows {
 		label := "(others)"
 		if !r.Others {
 			label = c.label(r.Value)
 		}
-		if c.By == query.None {
-			label = ""
-		}
-		fmt.Fprintf(out, "%s\t%s\t%s\t%d\t %s\n", r.Start, c.bytes(r.Sent), c.bytes(r.Received), r.Conns, label)
+		lines = append(lines, []string{r.Start, c.bytes(r.Sent), c.bytes(r.Received), number(r.Conns), label})
 	}
-	if err := out.Flush(); err != nil {
+	if err := c.table(w, head, lines); err != nil {
 		return err
+	}
+	if len(rows) == 0 {
+		fmt.Fprintln(w, nothing)
 	}
 	if t.Undated != (query.Sum{}) {
 		fmt.Fprintf(w, "Besides, %s sent and %s received are in rows whose time cannot be read.\n", c.bytes(t.Undated.Sent), c.bytes(t.Undated.Received))

@@ -34,7 +34,7 @@ func TestTable(t *testing.T) {
 	want := "     sent  received  conns exe\n" +
 		"    999 B   1.00 kB      1 =cmd|' /C calc'!A0\n" +
 		"  1.23 MB   1.00 MB      0 \\u{1b}[31mred\\u{202e}\\u{fffd}\n" +
-		"  9.22 EB       0 B      0 " + strings.Repeat("ä", 99) + "…\n" +
+		"  9.22 EB       0 B      0 " + strings.Repeat("ä", 33) + "…" + strings.Repeat("ä", 66) + "\n" +
 		"      0 B   12.3 kB      0 a,\"b\"\\u{a}<script>\n" +
 		"      0 B       0 B      0 (not known)\n" +
 		"      1 B       0 B      0 (2 others)\n" +
@@ -43,6 +43,49 @@ func TestTable(t *testing.T) {
 		"Besides, 5 B sent and 0 B received could not be attributed to a program.\n"
 	if d := cmp.Diff(want, b.String()); d != "" {
 		t.Error(d)
+	}
+}
+
+// TestWidth: a table fits the terminal, whatever is in it; of a path, the end stays; and what it means that there is no value is said.
+func TestWidth(t *testing.T) {
+	a := query.Answer{
+		Rows: []query.Row{
+			{Value: "/home/somebody/.local/share/applications/very/deep/program", Sum: query.Sum{Conns: 1, Sent: 999, Received: 1000}},
+			{Value: "/x/" + strings.Repeat("日本語", 20)},
+			{Value: strings.Repeat("e\u0301", 50)},
+			{Value: "/usr/bin/curl"},
+			{Value: ""},
+		},
+		Values: 5, Total: query.Sum{Conns: 1_000_000},
+	}
+	for _, by := range query.Dimensions() {
+		for _, w := range []int{1, 40, 60, 80, 200} {
+			var b bytes.Buffer
+			if err := Totals(&b, Table, Context{By: by, Width: w}, a); err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(b.String()) {
+				if n := columnsOf(strings.TrimSuffix(line, "\n")); n > max(w, 50) {
+					t.Errorf("by %s, %d columns wide: %d: %s", by, w, n, line)
+				}
+			}
+		}
+	}
+	var b bytes.Buffer
+	if err := Totals(&b, Table, Context{By: query.Script, Width: 60}, a); err != nil {
+		t.Fatal(err)
+	}
+	if want := "   sent  received    conns script\n"; !strings.HasPrefix(b.String(), want) || !strings.Contains(b.String(), "ery/deep/program\n") || !strings.Contains(b.String(), " (no script)\n") || !strings.Contains(b.String(), " /usr/bin/curl\n") {
+		t.Error(b.String())
+	}
+	b.Reset()
+	if err := Totals(&b, Table, Context{By: query.None}, query.Answer{}); err != nil || b.String() != "  sent  received  conns\n   0 B       0 B      0\n"+nothing+"\n" {
+		t.Errorf("%v %q", err, b.String())
+	}
+	b.Reset()
+	line := query.Timeline{Starts: []int64{0}, End: 86400, Series: []query.Series{{Sums: []query.Sum{{Sent: 1}}}}, Others: []query.Sum{{}}}
+	if err := Timeline(&b, Table, Context{By: query.None, Zone: time.UTC}, query.Day, line); err != nil || b.String() != "        from  sent  received  conns\n  1970-01-01   1 B       0 B      0\n" {
+		t.Errorf("%v %q", err, b.String())
 	}
 }
 
