@@ -3,6 +3,7 @@ package query
 import (
 	"context"
 	"errors"
+	"math"
 	"runtime"
 
 	"golang.org/x/sync/errgroup"
@@ -33,7 +34,7 @@ func (p *plan) addAll(ctx context.Context, r *result, n int, read func(ctx conte
 	parts := make(chan part, 4*adders) // the reader's; adders take from it until it is closed
 	work, ctx := errgroup.WithContext(ctx)
 	for i := range all {
-		all[i] = result{width: r.width, series: r.series}
+		all[i] = result{width: r.width, series: r.series, rest: r.rest, apart: r.apart}
 		work.Go(func() error {
 			d := adder{p: p, r: &all[i]}
 			for x := range parts {
@@ -59,10 +60,7 @@ func (p *plan) addAll(ctx context.Context, r *result, n int, read func(ctx conte
 		return err
 	}
 	for i := range all {
-		r.sums = append(r.sums, make([]Sum, max(0, len(all[i].sums)-len(r.sums)))...)
-		for k, sum := range all[i].sums {
-			r.sums[k].Add(sum)
-		}
+		r.merge(&all[i])
 	}
 	return nil
 }
@@ -75,7 +73,7 @@ type adder struct {
 	b      rollup.Peers
 	keys   []int32 // where the sums of an actor and port belong; -1: they do not pass
 	groups []int32 // the same of every row
-	ports  map[int64]int
+	ports  []int32 // group of a port + 2; 0: not known yet
 }
 
 func (d *adder) add(x part) error {
@@ -87,6 +85,7 @@ func (d *adder) add(x part) error {
 
 func (d *adder) segment(interval int, actors, peers []byte) error {
 	p := d.p
+	ofPeers := p.by == Address || p.by == Country || p.by == Domain
 	some := actors == nil
 	if actors != nil {
 		if err := d.a.Read(actors); err != nil {
@@ -95,21 +94,22 @@ func (d *adder) segment(interval int, actors, peers []byte) error {
 		d.keys = d.keys[:0]
 		for i, actor := range d.a.Actor {
 			g := p.groupOfActor(actor, d.a.Port[i], d.groupOfPort)
-			if some = some || g >= 0; g >= 0 {
+			if g >= 0 && !ofPeers {
 				g = d.r.place(g)
 			}
+			some = some || g >= 0
 			d.keys = append(d.keys, int32(g))
 		}
 	}
 	if !some {
 		return nil
 	}
-	sums := d.r.interval(interval, p.size())
+	sums, total := d.r.interval(interval, p.size())
 	if peers == nil {
 		if err := d.a.ReadSums(d.keys); err != nil {
 			return err
 		}
-		addUp(sums, d.keys, d.a.Conns, d.a.Sent, d.a.Received)
+		addUp(sums, total, d.keys, d.a.Conns, d.a.Sent, d.a.Received)
 		return nil
 	}
 	n, err := d.b.Read(peers, len(d.keys), rollup.Want{Key: actors != nil, Remote: p.remote != nil, Domain: p.domain != nil})
@@ -132,21 +132,23 @@ func (d *adder) segment(interval int, actors, peers []byte) error {
 	if err := d.b.ReadSums(d.groups); err != nil {
 		return err
 	}
-	addUp(sums, d.groups, d.b.Conns, d.b.Sent, d.b.Received)
+	addUp(sums, total, d.groups, d.b.Conns, d.b.Sent, d.b.Received)
 	return nil
 }
 
 // groupOfPort is the plan's, without waiting for the others.
 func (d *adder) groupOfPort(port int64) int {
-	g, ok := d.ports[port]
-	if !ok {
-		if d.ports == nil {
-			d.ports = make(map[int64]int)
-		}
-		g = d.p.groupOfPort(port)
-		d.ports[port] = g
+	if port < 0 || port > math.MaxUint16 {
+		return d.p.groupOfPort(port)
 	}
-	return g
+	if d.ports == nil {
+		d.ports = make([]int32, math.MaxUint16+1)
+	}
+	known := &d.ports[port]
+	if *known == 0 {
+		*known = int32(d.p.groupOfPort(port)) + 2
+	}
+	return int(*known) - 2
 }
 
 // peers takes out of the groups what does not pass, and puts what passes into the groups of what is asked for. It reports whether there may
@@ -173,18 +175,23 @@ func (d *adder) peers(of slots, ids []int64, asked bool) bool {
 			continue
 		}
 		groups[i] = int32(d.r.place(int(slot) - 1))
-		left = -1
+		left |= ^groups[i]
 	}
 	return left < 0
 }
 
-// addUp adds the rows of which the group is not negative.
-func addUp(sums []Sum, groups []int32, conns, sent, received []uint64) {
+// addUp adds the rows of which the group is not negative, and all of them together to the total if there is one.
+func addUp(sums []Sum, total *Sum, groups []int32, conns, sent, received []uint64) {
 	n := len(groups)
 	conns, sent, received = conns[:n], sent[:n], received[:n]
+	if total == nil {
+		total = new(Sum)
+	}
 	for i, g := range groups {
 		if g >= 0 {
-			sums[g].Add(Sum{Conns: conns[i], Sent: sent[i], Received: received[i]})
+			sum := Sum{Conns: conns[i], Sent: sent[i], Received: received[i]}
+			sums[g].Add(sum)
+			total.Add(sum)
 		}
 	}
 }

@@ -20,6 +20,7 @@ import (
 type Local struct {
 	db      *sql.DB
 	options Options
+	cells   int // maxCells; tests have less
 }
 
 // ErrVersion is returned for a database that this version cannot read; the text says why.
@@ -47,7 +48,7 @@ func OpenLocal(ctx context.Context, path string, o Options) (*Local, error) {
 		return nil, err
 	}
 	db.SetMaxOpenConns(1)
-	l := &Local{db: db, options: o}
+	l := &Local{db: db, options: o, cells: maxCells}
 	if err := l.version(ctx); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("read %s: %w", path, err)
@@ -87,6 +88,8 @@ type snapshot struct {
 	rolled  int64 // windows up to this one are in segments
 	raw     int64 // hours from this one on have all their raw rows
 	options Options
+	cells   int
+	again   *again // nil: nothing is read twice
 }
 
 // look answers a question within one snapshot. It is short: a reader that stays keeps the writer's log from being cut.
@@ -100,7 +103,7 @@ func (l *Local) look(ctx context.Context, f func(*snapshot) error) error {
 		return err
 	}
 	defer conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
-	s := &snapshot{ctx: ctx, conn: conn, options: l.options}
+	s := &snapshot{ctx: ctx, conn: conn, options: l.options, cells: l.cells}
 	err = s.each("SELECT name, value FROM progress", func(scan func(...any) error) error {
 		var name string
 		var n int64

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"testing"
 	"time"
+	_ "time/tzdata"
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/picosnitch/picosnitch/internal/event"
@@ -161,7 +162,12 @@ func (m *model) ask(l *Local, rounded bool, from int64) {
 		m.t.Fatalf("%+v: rounded %v: %s", q, a.Rounded, d)
 	}
 	step := Step(rapid.IntRange(int(Minute), int(Month)).Draw(m.t, "step"))
-	zone := rapid.SampledFrom([]*time.Location{time.UTC, time.FixedZone("India", 19800), time.FixedZone("west", -7*3600)}).Draw(m.t, "zone")
+	name := rapid.SampledFrom([]string{"UTC", "Asia/Kolkata", "America/Phoenix", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe"}).Draw(m.t, "zone") // the last one's summer time is half an hour
+	zone, err := time.LoadLocation(name)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	l.cells = rapid.SampledFrom([]int{0, 0, maxCells}).Draw(m.t, "cells") // whether a time line reads twice
 	q.Limit = 2
 	line, err := l.Timeline(m.t.Context(), q, step, zone)
 	if err != nil {
@@ -272,7 +278,9 @@ func TestRollups(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer s.Close()
-		m := &model{t: t, s: s, path: path, at: 1_700_000_000 - 1_700_000_000%10}
+		// An ordinary day, and those on which summer time begins or ends: in Europe, in Newfoundland, on Lord Howe Island.
+		begin := rapid.SampledFrom([]int64{1_700_000_000, 1_679_792_400, 1_698_541_200, 1_678_600_000, 1_696_085_000}).Draw(t, "begin")
+		m := &model{t: t, s: s, path: path, at: begin - begin%10}
 		m.now = m.at
 		rawDays, days := rapid.IntRange(0, 4).Draw(t, "raw days"), rapid.IntRange(0, 6).Draw(t, "days")
 		s.SetKeep(store.Keep{RawDays: rawDays, Days: days})

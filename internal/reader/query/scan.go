@@ -13,41 +13,68 @@ import (
 	"github.com/picosnitch/picosnitch/internal/schema/rollup"
 )
 
-// result is where sums are added up: by interval and group.
+// result is where sums are added up: by interval and group, or by each of them alone.
 type result struct {
-	width   int // sums of one interval; 0: one interval, any number of groups
+	width   int     // sums of one interval; 0: one interval, any number of groups
+	series  []int32 // the place of a group within an interval, -1: its sums are not wanted; nil: its own number
+	rest    int32   // the place of a group that is not in series
 	sums    []Sum
-	series  []int32 // the place of a group within an interval; nil: its own number
+	apart   bool  // sums are those of groups, of all intervals together
+	totals  []Sum // apart: of intervals, with all groups
 	rounded bool
 }
 
 func (r *result) add(interval, group int, sum Sum) {
-	group = r.place(group)
-	r.interval(interval, group+1)[group].Add(sum)
+	if group = r.place(group); group < 0 {
+		return
+	}
+	sums, total := r.interval(interval, group+1)
+	sums[group].Add(sum)
+	if total != nil {
+		total.Add(sum)
+	}
 }
 
-// place is where a group is within an interval. One that was not met when the series were chosen is one of the others: a rounded hour
-// may be in the one and not in the other.
+// place is where a group is within an interval. One that is not in series was not met when they were chosen: a rounded hour may be in the one
+// range and not in the other.
 func (r *result) place(group int) int {
 	switch {
 	case r.series == nil:
 		return group
 	case group >= len(r.series):
-		return r.width - 1
+		return int(r.rest)
 	}
 	return int(r.series[group])
 }
 
-// interval returns the sums of an interval, of so many groups at least.
-func (r *result) interval(interval, groups int) []Sum {
+// interval returns the sums of an interval, of so many groups at least, and what else its rows are to be added to.
+func (r *result) interval(interval, groups int) (sums []Sum, total *Sum) {
+	if r.apart {
+		r.totals = grown(r.totals, interval+1)
+		total, interval = &r.totals[interval], 0
+	}
 	if r.width > 0 {
 		groups = r.width
 	}
 	from := interval * r.width
-	if n := from + groups; n > len(r.sums) {
-		r.sums = append(r.sums, make([]Sum, n-len(r.sums))...)
+	r.sums = grown(r.sums, from+groups)
+	return r.sums[from:], total
+}
+
+// grown returns sums that are so many at least.
+func grown(sums []Sum, n int) []Sum { return append(sums, make([]Sum, max(0, n-len(sums)))...) }
+
+// merge adds what another one of the same shape holds.
+func (r *result) merge(o *result) {
+	for _, x := range []struct {
+		into *[]Sum
+		from []Sum
+	}{{&r.sums, o.sums}, {&r.totals, o.totals}} {
+		*x.into = grown(*x.into, len(x.from))
+		for i, sum := range x.from {
+			(*x.into)[i].Add(sum)
+		}
 	}
-	return r.sums[from:]
 }
 
 // cuts are the ends of intervals, ascending: interval i is from cuts[i] to before cuts[i+1].
@@ -186,6 +213,32 @@ func numbers(row []driver.Value, into []int64) (ok bool) {
 	return true
 }
 
+// again keeps what a scan reads for one that follows, with the same plan and the same cuts.
+type again struct {
+	parts []part
+	bytes int
+	whole bool // parts are all that was read
+}
+
+// maxKept bounds what is kept, in bytes: a year of ten million rows is less.
+const maxKept = 96 << 20
+
+// keep returns a function that keeps what it adds. It is whole until there is too much.
+func (a *again) keep(add func(part) error) func(part) error {
+	if a == nil {
+		return add
+	}
+	a.whole = true
+	return func(x part) error {
+		if a.bytes += len(x.actors) + len(x.peers); a.bytes > maxKept {
+			a.parts, a.whole = nil, false
+		} else {
+			a.parts = append(a.parts, x)
+		}
+		return add(x)
+	}
+}
+
 // gap is how many segments that are not wanted are read rather than beginning anew.
 const gap = 4
 
@@ -201,7 +254,18 @@ func (s *snapshot) read(p *plan, wanted []segment, r *result) error {
 	default:
 		q = "SELECT segment, a.data, p.data FROM segment_actors a JOIN segment_peers p USING (segment) WHERE segment BETWEEN ? AND ?"
 	}
+	if s.again != nil && s.again.whole {
+		return p.addAll(s.ctx, r, len(wanted), func(_ context.Context, add func(part) error) error {
+			for _, x := range s.again.parts {
+				if err := add(x); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
 	return p.addAll(s.ctx, r, len(wanted), func(ctx context.Context, add func(part) error) error {
+		add = s.again.keep(add)
 		s := *s
 		s.ctx = ctx
 		for len(wanted) > 0 {

@@ -91,17 +91,18 @@ func (l *Local) Timeline(ctx context.Context, q Question, step Step, zone *time.
 		if err != nil {
 			return err
 		}
-		r.sums = append(r.sums, make([]Sum, max(0, r.width*(len(c)-1)-len(r.sums)))...)
-		t = Timeline{Starts: c[:len(c)-1], End: c[len(c)-1], Rounded: r.rounded, Others: make([]Sum, len(c)-1)}
+		n := len(c) - 1
+		r.sums, r.totals = grown(r.sums, n*r.width), grown(r.totals, n)
+		t = Timeline{Starts: c[:n], End: c[n], Rounded: r.rounded, Others: r.totals[:n]}
 		for i, g := range order {
-			line := Series{Value: p.groups.values[g], Sums: make([]Sum, len(c)-1)}
+			line := Series{Value: p.groups.values[g], Sums: make([]Sum, n)}
 			for k := range line.Sums {
-				line.Sums[k] = r.sums[k*r.width+i]
+				sum := r.sums[k*r.width+i]
+				line.Sums[k] = sum
+				o := &t.Others[k]
+				o.Conns, o.Sent, o.Received = o.Conns-min(o.Conns, sum.Conns), o.Sent-min(o.Sent, sum.Sent), o.Received-min(o.Received, sum.Received)
 			}
 			t.Series = append(t.Series, line)
-		}
-		for k := range t.Others {
-			t.Others[k] = r.sums[k*r.width+len(order)]
 		}
 		return nil
 	})
@@ -111,7 +112,7 @@ func (l *Local) Timeline(ctx context.Context, q Question, step Step, zone *time.
 // maxCells is how many sums are kept at once to read what a time line needs only once: 24 bytes each.
 const maxCells = 1 << 20
 
-// series adds up the intervals of a time line, for the groups that move most, in their order, and for the others.
+// series adds up the intervals of a time line: what they hold for the groups that move most, in their order, and in all.
 func (s *snapshot) series(q *Question, c cuts) (p *plan, r result, order []int, err error) {
 	if p, err = s.plan(q.By, q.Where); err != nil {
 		return p, r, nil, err
@@ -121,47 +122,60 @@ func (s *snapshot) series(q *Question, c cuts) (p *plan, r result, order []int, 
 		limit = maxSeries
 	}
 	intervals, groups := len(c)-1, len(p.groups.values)
-	choose := func(total *result) []int {
-		order := ranked(p, total, q.Order)
-		return order[:min(len(order), limit)]
-	}
-	place := func() []int32 { // of every group among the series, or after them
-		series := make([]int32, len(p.groups.values))
-		for g := range series {
-			series[g] = int32(len(order))
-		}
-		for i, g := range order {
-			series[g] = int32(i)
-		}
-		return series
-	}
-	if p.by == Port || intervals*groups > maxCells {
-		// First which groups move most, then their intervals.
-		var total result
-		if err := s.scan(p, cuts{c[0], c[intervals]}, &total); err != nil {
+	if p.by != Port && intervals*groups <= s.cells {
+		all := result{width: groups}
+		if err := s.scan(p, c, &all); err != nil {
 			return p, r, nil, err
 		}
-		order = choose(&total)
-		r = result{width: len(order) + 1, series: place(), rounded: total.rounded}
-		err = s.scan(p, c, &r)
-		return p, r, order, err
+		each := result{sums: make([]Sum, groups), totals: make([]Sum, intervals)}
+		for i, sum := range all.sums {
+			each.sums[i%groups].Add(sum)
+			each.totals[i/groups].Add(sum)
+		}
+		order = ranked(p, &each, q.Order)
+		order = order[:min(len(order), limit)]
+		r = result{width: len(order), totals: each.totals, rounded: all.rounded}
+		all.sums = grown(all.sums, intervals*groups)
+		for k := range intervals {
+			for _, g := range order {
+				r.sums = append(r.sums, all.sums[k*groups+g])
+			}
+		}
+		return p, r, order, nil
 	}
-	all := result{width: groups}
-	if err := s.scan(p, c, &all); err != nil {
+	// First which groups move most, then the intervals of those groups. Where hours have to be read for it, the first pass adds up the intervals
+	// with all groups, so that the second one may leave out most rows; else it is over whole days, and much cheaper than the second.
+	each, within := result{apart: true}, c
+	if p.needPeers() {
+		s.again = new(again)
+	} else {
+		each.apart, within = false, cuts{c[0], c[intervals]}
+	}
+	if err := s.scan(p, within, &each); err != nil {
 		return p, r, nil, err
 	}
-	total := result{sums: make([]Sum, groups)}
-	for i, sum := range all.sums {
-		total.sums[i%groups].Add(sum)
+	order = ranked(p, &each, q.Order)
+	order = order[:min(len(order), limit)]
+	r = result{width: len(order), rest: -1}
+	if !each.apart {
+		r.width, r.rest = len(order)+1, int32(len(order))
 	}
-	order = choose(&total)
-	r = result{width: len(order) + 1, series: place(), rounded: all.rounded}
-	for i, sum := range all.sums {
-		if sum != (Sum{}) {
-			r.add(i/groups, i%groups, sum)
+	r.series = make([]int32, len(p.groups.values))
+	for g := range r.series {
+		r.series[g] = r.rest
+	}
+	for i, g := range order {
+		r.series[g] = int32(i)
+	}
+	err = s.scan(p, c, &r)
+	r.totals, r.rounded = each.totals, r.rounded || each.rounded
+	if !each.apart {
+		r.totals = make([]Sum, intervals)
+		for i, sum := range r.sums {
+			r.totals[i/r.width].Add(sum)
 		}
 	}
-	return p, r, order, nil
+	return p, r, order, err
 }
 
 // bound narrows a range to what is recorded.
