@@ -52,6 +52,8 @@ const (
 	ProgressRaw     = "raw"
 	ProgressPruned  = "pruned"
 	ProgressRollups = "rollups"
+	ProgressTexts   = "texts"
+	ProgressSwept   = "swept"
 )
 
 // ErrNewer is returned for a database that a newer picosnitch wrote. It must be left untouched.

@@ -190,6 +190,8 @@ CREATE TABLE segment_peers (
 --   raw       the raw rows of this hour and later ones are all there
 --   pruned    the hour at which the deletion of raw rows goes on
 --   rollups   the segments of this hour and later ones are all there
+--   texts     as rollups, when texts (addresses, domains, programs, …) that nothing names were last deleted
+--   swept     how often texts were deleted: who remembers the numbers of rows must forget them then
 CREATE TABLE progress (
   name  TEXT PRIMARY KEY,
   value INTEGER NOT NULL

@@ -3,6 +3,7 @@ package query
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 
@@ -49,12 +50,58 @@ func (l *Local) Check(ctx context.Context, progress func(what string, done float
 				return err
 			}
 		}
+		if err := s.checkTexts(&report, progress); err != nil {
+			return err
+		}
 		if err := s.checkHours(&report, progress); err != nil {
 			return err
 		}
 		return s.checkDays(&report, progress)
 	})
 	return report, err
+}
+
+// checkTexts looks whether what the roll-ups name exists: no foreign key watches over it.
+func (s *snapshot) checkTexts(report *Report, progress func(string, float64)) error {
+	progress("the texts", 0)
+	exist := make(map[string]map[int64]bool)
+	for _, table := range []string{"actors", "addresses", "domains"} {
+		ids := map[int64]bool{0: table != "actors"} // not known
+		if err := s.stream("SELECT id FROM "+table, func(v []driver.Value) error {
+			id, _ := v[0].(int64)
+			ids[id] = true
+			return nil
+		}); err != nil {
+			return err
+		}
+		exist[table] = ids
+	}
+	var a rollup.Actors
+	var p rollup.Peers
+	return s.stream("SELECT a.segment, a.data, p.data FROM segment_actors a LEFT JOIN segment_peers p ON p.segment = a.segment", func(v []driver.Value) error {
+		actors, _ := v[1].([]byte)
+		err := a.Read(actors)
+		if peers, ok := v[2].([]byte); ok && err == nil {
+			_, err = p.Read(peers, len(a.Actor), rollup.Want{Remote: true, Domain: true})
+		} else {
+			p.Remote, p.Domain = nil, nil
+		}
+		if err != nil {
+			report.problem("segment %d: %v", v[0], err)
+			return nil
+		}
+		for _, c := range []struct {
+			table string
+			ids   []int64
+		}{{"actors", a.Actor}, {"addresses", p.Remote}, {"domains", p.Domain}} {
+			for _, id := range c.ids {
+				if !exist[c.table][id] {
+					report.problem("segment %d names row %d of %s, which does not exist", v[0], id, c.table)
+				}
+			}
+		}
+		return nil
+	})
 }
 
 // checkHours compares hour by hour.

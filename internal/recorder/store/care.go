@@ -16,6 +16,7 @@ type care struct {
 	directions map[int64]string // of actors
 	settled    int64            // unix seconds from which the clock is trusted; 0: not known yet
 	seen       int64            // the last now
+	sweep      *sweep           // nil: none
 	vacuum     bool             // there may be pages to give back
 	full       bool             // the user was told of the size limit
 	takeover   *takeover        // nil: none
@@ -45,7 +46,7 @@ func (s *SQLite) Care(ctx context.Context, now int64, budget time.Duration) (mor
 		return false, nil
 	}
 	deadline := time.Now().Add(budget)
-	for _, step := range []func(context.Context, int64) (bool, error){s.rollHours, s.rollDays, s.prune, s.shrink, s.takeOver} {
+	for _, step := range []func(context.Context, int64) (bool, error){s.rollHours, s.rollDays, s.prune, s.sweepTexts, s.shrink, s.takeOver} {
 		for {
 			again, err := step(ctx, now)
 			if err != nil {

@@ -35,6 +35,7 @@ type ids struct {
 	actors      map[actorKey]int64
 	stream      string
 	streamID    int64
+	swept       int64 // the progress of that name when the numbers were read
 }
 
 type programKey struct {

@@ -108,6 +108,7 @@ func (s *SQLite) pruneSegments(ctx context.Context, before int64) (again bool, e
 		if len(ids) == 0 {
 			continue
 		}
+		s.care.sweep = nil // their numbers may be given again
 		err = s.inTransaction(ctx, func() error {
 			for _, id := range ids {
 				for _, q := range []string{"DELETE FROM segment_actors WHERE segment = ?", "DELETE FROM segment_peers WHERE segment = ?", "DELETE FROM segments WHERE id = ?"} {

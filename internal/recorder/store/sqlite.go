@@ -184,6 +184,9 @@ func (s *SQLite) write(ctx context.Context, windows []*flow.Window) error {
 	defer clear(s.ids.seen)
 	s.care.idle = 0
 	err := s.inTransaction(ctx, func() error {
+		if err := s.stillThere(ctx); err != nil {
+			return err
+		}
 		for _, w := range windows {
 			if err := s.put(ctx, w); err != nil {
 				return err
