@@ -29,7 +29,7 @@ type sweep struct {
 	tail      int64 // raw rows up to this one that no segment held when it began are marked
 
 	actors, addresses, domains marks
-	table                      int   // of those in sweepTables: which one is being cleaned
+	table                      int   // of tables: which one is being cleaned
 	id                         int64 // its rows up to this one are done
 	program                    int64 // the greatest program that an actor which is deleted had
 }
@@ -163,29 +163,36 @@ func (s *SQLite) mark(ctx context.Context, after *int64, upTo int64, q string, w
 	return some, rows.Err()
 }
 
-// The last row of a table stays whatever it is: its number must not be given again, to a reader that remembers what it was.
-var sweepTables = [...]struct {
-	name  string
-	marks func(*sweep) marks
+// sweptTable is a table of texts.
+type sweptTable struct {
+	name   string
+	marked *marks // what is named; nil: rest says it
 	// rest finds rows that nothing names, for the tables that only tables name; ?1 is sweep.program, ?2 how many.
 	rest string
-}{
-	{name: "addresses", marks: func(w *sweep) marks { return w.addresses }},
-	{name: "domains", marks: func(w *sweep) marks { return w.domains }},
-	{name: "actors", marks: func(w *sweep) marks { return w.actors }},
-	{name: "places", rest: "SELECT id FROM places WHERE id < (SELECT max(id) FROM places) AND ?1 >= 0 EXCEPT SELECT place FROM actors LIMIT ?2"},
-	// A program of which nothing is logged is named by nothing from the first. When it is older than one that is deleted, so is it.
-	{name: "programs", rest: "SELECT id FROM programs WHERE id < (SELECT max(id) FROM programs) AND id <= ?1 EXCEPT SELECT program FROM actors EXCEPT SELECT parent FROM programs LIMIT ?2"},
-	{name: "executables", rest: "SELECT id FROM executables WHERE id < (SELECT max(id) FROM executables) AND ?1 >= 0 EXCEPT SELECT executable FROM programs EXCEPT SELECT script FROM programs LIMIT ?2"},
+}
+
+// tables are in the order in which they name each other. The last row of a table stays whatever it is: its number must not be given again, to a
+// reader that remembers what it was.
+func (w *sweep) tables() []sweptTable {
+	return []sweptTable{
+		{name: "addresses", marked: &w.addresses},
+		{name: "domains", marked: &w.domains},
+		{name: "actors", marked: &w.actors},
+		{name: "places", rest: "SELECT id FROM places WHERE id < (SELECT max(id) FROM places) AND ?1 >= 0 EXCEPT SELECT place FROM actors LIMIT ?2"},
+		// A program of which nothing is logged is named by nothing from the first. When it is older than one that is deleted, so is it.
+		{name: "programs", rest: "SELECT id FROM programs WHERE id < (SELECT max(id) FROM programs) AND id <= ?1 EXCEPT SELECT program FROM actors EXCEPT SELECT parent FROM programs LIMIT ?2"},
+		{name: "executables", rest: "SELECT id FROM executables WHERE id < (SELECT max(id) FROM executables) AND ?1 >= 0 EXCEPT SELECT executable FROM programs EXCEPT SELECT script FROM programs LIMIT ?2"},
+	}
 }
 
 // deleteTexts deletes some rows that nothing names. It reports whether there may be more.
 func (s *SQLite) deleteTexts(ctx context.Context, w *sweep) (bool, error) {
-	if w.table == len(sweepTables) {
+	tables := w.tables()
+	if w.table == len(tables) {
 		s.care.sweep = nil
 		return false, s.setProgress(ctx, schema.ProgressTexts, w.rollups)
 	}
-	t := &sweepTables[w.table]
+	t := &tables[w.table]
 	deleted := false
 	err := s.inTransaction(ctx, func() error {
 		// What was written since it was looked for: by us between two steps, or by another program.
@@ -200,7 +207,7 @@ func (s *SQLite) deleteTexts(ctx context.Context, w *sweep) (bool, error) {
 		if now, err := s.progress(ctx, schema.ProgressRollups); err != nil || now != w.rollups {
 			return errors.Join(err, errOtherWriter)
 		}
-		ids, last, err := s.unnamed(ctx, w)
+		ids, last, err := s.unnamed(ctx, w, t)
 		if err != nil {
 			return err
 		}
@@ -232,9 +239,8 @@ func (s *SQLite) deleteTexts(ctx context.Context, w *sweep) (bool, error) {
 }
 
 // unnamed returns rows of a table that nothing names, and the row at which it goes on; 0: it is done.
-func (s *SQLite) unnamed(ctx context.Context, w *sweep) (ids []int64, last int64, err error) {
-	t := &sweepTables[w.table]
-	if t.marks == nil {
+func (s *SQLite) unnamed(ctx context.Context, w *sweep, t *sweptTable) (ids []int64, last int64, err error) {
+	if t.marked == nil {
 		ids, err := s.numbers(ctx, t.rest, w.program, sweepTexts)
 		if len(ids) > 0 { // deleting some may free others
 			last = 1
@@ -245,10 +251,9 @@ func (s *SQLite) unnamed(ctx context.Context, w *sweep) (ids []int64, last int64
 	if err != nil {
 		return nil, 0, err
 	}
-	marked := t.marks(w)
 	for _, id := range all {
 		last = id
-		if !marked.has(id) {
+		if !t.marked.has(id) {
 			if ids = append(ids, id); len(ids) == sweepTexts {
 				break
 			}
