@@ -118,7 +118,9 @@ userland() {
 		mkdir -p "$to"
 		for p in "$home/apt/$arch-bookworm/archives"/*.deb; do dpkg-deb -x "$p" "$to"; done
 		rm -f "$home/apt/$arch-bookworm/archives"/*.deb
-		rm -rf "$to"/usr/share/{doc,man,locale,info,i18n,common-licenses,lintian,zoneinfo} "$to"/usr/lib/python3*/test "$to"/usr/lib/*/gconv
+		rm -rf "$to"/usr/share/{doc,man,locale,info,i18n,common-licenses,lintian,zoneinfo} "$to"/usr/lib/python3*/test "$to"/usr/lib/*/gconv \
+			"$to"/usr/lib/*/lib{asan,hwasan,lsan,tsan,ubsan}.* "$to"/usr/lib/gcc/*/*/{lto1,g++-mapper-server} "$to"/usr/lib/gcc/*/*/*san* \
+			"$to"/usr/bin/*-lto-dump-* "$to"/usr/share/perl "$to"/usr/lib/*/perl
 		echo "$wanted" >"$to/complete"
 	fi
 	echo "userland $to"
@@ -134,7 +136,7 @@ if [ ! -e "$home/$arch/busybox" ]; then
 	rm -rf "$home/unpack"
 fi
 echo "busybox $home/$arch/busybox"
-userland bash coreutils util-linux mount btrfs-progs squashfs-tools erofs-utils squashfuse fuse3 perl-base python3-minimal procps systemd
+userland bash coreutils gcc util-linux mount btrfs-progs squashfs-tools erofs-utils squashfuse fuse3 perl-base python3-minimal procps systemd
 
 case $arch in amd64) binary=qemu-system-x86_64 ;; arm64) binary=qemu-system-aarch64 ;; esac
 if [ "$("$binary" --version | sed -n 's/.*version \([0-9]*\).*/\1/p')" -lt 10 ]; then
