@@ -36,7 +36,7 @@ coverage: ## play every scenario here and in guests, three times, and write docs
 	$(SUDO) env PATH="$(PATH)" $(GO) run ./test/coverage/cover page
 
 .PHONY: kernels
-kernels: ## run on the kernels of distributions in emulated machines, and write docs/kernel-support.md (about an hour)
+kernels: ## run on the kernels of distributions in emulated machines, and write docs/kernel-support.md (some hours)
 	$(SUDO) env PATH="$(PATH)" $(GO) run ./test/kernels -docs docs
 
 .PHONY: kernels-fast
