@@ -119,7 +119,7 @@ RestartSec=5
 # Ever later, up to a minute (systemd 254 and later), and after five times in five minutes not at all: a crash loop costs nothing.
 RestartSteps=4
 RestartMaxDelaySec=60
-# Config wrong, already running, kernel not supported, not root: trying again does not help.
+# Config wrong, already running, kernel not supported, not root: trying again does not help. It may where the folder cannot be written (6).
 RestartPreventExitStatus=2 3 4 5
 TimeoutStartSec=60
 TimeoutStopSec=30

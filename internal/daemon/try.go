@@ -24,6 +24,9 @@ var ErrRecorder = errors.New("nothing can be recorded")
 // tryLimit is how long the trial may take; a disk that is asleep needs some seconds.
 const tryLimit = 20 * time.Second
 
+// maxWords is how many lines of the trial are passed on.
+const maxWords = 3
+
 // try starts a recorder that only drops its rights, reaches for its folder and ends. What it lacks then ends picosnitch before a hook
 // is loaded, with one message, instead of a recorder that is started again and again.
 func (s *spawner) try(ctx context.Context) error {
@@ -40,7 +43,7 @@ func (s *spawner) try(ctx context.Context) error {
 	cmd.WaitDelay = time.Second
 	err := cmd.Run()
 	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(words.String(), "picosnitch: ", "")), "\n")
-	said := event.Text([]byte(strings.Join(lines, "; ")))
+	said := event.Text([]byte(strings.Join(lines[:min(len(lines), maxWords)], "; "))) // a trial that panics has many
 	switch {
 	case ctx.Err() != nil:
 		// The recorder itself is waited for without a limit, and what it is behind with is told.
