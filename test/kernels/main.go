@@ -52,19 +52,23 @@ func main() {
 	every := flag.String("all", "", "kernels that play every scenario, also with -fast")
 	flag.Parse()
 	o.parts = words(*parts)
-	if o.parts == nil {
-		o.parts = []string{"tests", "scenarios", "faults", "unit"}
+	if len(o.parts) == 0 {
+		o.parts = allParts()
 		if o.fast {
 			o.parts = []string{"tests", "scenarios"}
 		}
 	}
 	o.all, o.pkgs = words(*every), words(*pkgs)
 	o.faults, o.doctor = words(*faults), !o.fast || *docs != ""
+	if i := slices.IndexFunc(o.parts, func(p string) bool { return !slices.Contains(allParts(), p) }); i >= 0 {
+		fmt.Fprintf(os.Stderr, "kernels: no part %q: choose of %v\n", o.parts[i], allParts())
+		os.Exit(2)
+	}
 	if flag.NArg() > 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if (o.only != "" || o.take != "" || o.pkgs != nil) && *docs != "" {
+	if (o.only != "" || o.take != "" || len(o.pkgs) > 0) && *docs != "" {
 		fmt.Fprintln(os.Stderr, "kernels: a piece of a part does not belong into the page: leave -docs out, or -only, -take and -packages")
 		os.Exit(2)
 	}
@@ -76,6 +80,8 @@ func main() {
 	}
 	os.Exit(code)
 }
+
+func allParts() []string { return []string{"tests", "scenarios", "faults", "unit"} }
 
 // breaks reports whether things are taken away on any kernel of an architecture, or on the one that is named.
 func (o options) breaks(arch string, name ...string) bool {
@@ -203,7 +209,7 @@ func prepare(ctx context.Context, o options, b lab.Builder) (programs, error) {
 		return p, nil // the scenarios check identity, too
 	}
 	wantedPkgs := o.pkgs
-	if wantedPkgs == nil {
+	if len(wantedPkgs) == 0 {
 		wantedPkgs = testPackages(o.fast)
 	}
 	for _, pkg := range wantedPkgs {

@@ -163,30 +163,35 @@ func (s *service) starts() {
 	if !active {
 		s.check("journal", false, journal())
 	}
-	text, err := exec.Command(s.picosnitch, "status", "--json").Output()
 	var status struct {
-		Hello struct {
-			HookSet  string `json:"hook_set"`
-			SelfTest string `json:"self_test"`
-			Hooks    []struct {
-				Name     string `json:"name"`
-				Attached bool   `json:"attached"`
-				Waits    bool   `json:"waits"`
-				Spare    bool   `json:"spare"`
-				Error    string `json:"error"`
-			} `json:"hooks"`
-		} `json:"hello"`
+		HookSet  string `json:"hook_set"`
+		SelfTest string `json:"self_test"`
+		Hooks    []struct {
+			Name     string `json:"name"`
+			Attached bool   `json:"attached"`
+			Waits    bool   `json:"waits"`
+			Spare    bool   `json:"spare"`
+			Error    string `json:"error"`
+		} `json:"hooks"`
 	}
-	err = errors.Join(err, json.Unmarshal(text, &status))
+	// It is ready when its hooks are on; its recorder answers a moment later.
+	for start := time.Now(); ; time.Sleep(time.Second) {
+		var text []byte
+		text, err = exec.Command(s.picosnitch, "status", "--json").Output()
+		err = errors.Join(err, json.Unmarshal(text, &status))
+		if err == nil || time.Since(start) > time.Minute {
+			break
+		}
+	}
 	var off []string
 	fanotify := false
-	for _, h := range status.Hello.Hooks {
+	for _, h := range status.Hooks {
 		if !h.Attached && !h.Waits && !h.Spare {
 			off = append(off, h.Name+": "+h.Error)
 		}
 		fanotify = fanotify || h.Name == "fanotify" && h.Attached
 	}
-	s.check("every hook is on, and fanotify", err == nil && len(off) == 0 && fanotify && status.Hello.SelfTest == "ok", fmt.Sprintf("hook set %s, self test %s, %d hooks, not on: %q %v", status.Hello.HookSet, status.Hello.SelfTest, len(status.Hello.Hooks), off, errText(err)))
+	s.check("every hook is on, and fanotify", err == nil && len(off) == 0 && fanotify && status.SelfTest == "ok", fmt.Sprintf("hook set %s, self test %s, %d hooks, not on: %q %v", status.HookSet, status.SelfTest, len(status.Hooks), off, errText(err)))
 	pid := show("MainPID")["MainPID"]
 	proc, err := os.ReadFile("/proc/" + pid + "/status")
 	facts := map[string]string{}
