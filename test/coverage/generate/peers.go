@@ -144,6 +144,7 @@ func peerScenarios() []scenario {
 		{"s22-splice-down", down("splice")},
 		{"s23-recvmmsg", fetch(unix.AF_INET, "recvmmsg-named")},
 		{"s24-udp6", fetch(v6, "recvfrom")},
+		{"tcp-paced", overVeth(param{Send: "paced", Bytes: 1_000_000}, param{}, false)}, // not one of the 24: for tools that need their time
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -46,6 +47,11 @@ func sendStream(fd int, way string, n int) uint64 {
 		return sent
 	case "drip":
 		return each(func(b []byte) (int, error) { return unix.Write(fd, b[:min(len(b), 97)]) })
+	case "paced":
+		return each(func(b []byte) (int, error) {
+			time.Sleep(100 * time.Millisecond)
+			return unix.Write(fd, b[:min(len(b), 20_000)])
+		})
 	case "zerocopy":
 		return sendZerocopy(fd, each)
 	case "sendfile":
