@@ -89,15 +89,22 @@ func (o *offer) order() (sets []string, why string) {
 	switch {
 	case o.sendpage:
 		return []string{SetFexit, SetKprobe, SetTracepoint}, "sendfile and splice go past the tracepoints of this kernel"
-	case preemptible("/proc/kallsyms"):
+	case o.fastLocks() && preemptible("/proc/kallsyms"):
 		return []string{SetKprobe, SetTracepoint, SetFexit}, "this kernel may skip hooks at tracepoints when it is busy, and kprobes not"
 	}
 	return []string{SetTracepoint, SetFexit, SetKprobe}, "first choice"
 }
 
+// fastLocks reports whether the kernel has the kind of lock (SRCU-fast, 6.15) that preemptible looks for.
+func (o *offer) fastLocks() bool {
+	var t *btf.Struct
+	return o.types.TypeByName("srcu_ctr", &t) == nil
+}
+
 // preemptible reports whether this kernel's tracepoints can be preempted (7.0 and later): a program that is, is skipped for the other tasks
 // on its CPU meanwhile (docs/design/0001). Those kernels guard their tracepoints with a lock of its own that all code sees (tracepoint_srcu,
-// include/linux/tracepoint.h), instead of holding off preemption. Names are readable without privileges.
+// include/linux/tracepoint.h), instead of holding off preemption. Up to 6.12 a lock of that name, but of another kind, was for the tracepoints of
+// idle CPUs only. Names are readable without privileges.
 func preemptible(symbols string) bool {
 	f, err := os.Open(symbols)
 	if err != nil {

@@ -1,10 +1,12 @@
 package kernel
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestPreemptible(t *testing.T) {
@@ -28,11 +30,33 @@ func TestPreemptible(t *testing.T) {
 	if preemptible("/nowhere") {
 		t.Error("no symbols")
 	}
-	b, _ := os.ReadFile("/proc/kallsyms")
-	for line := range strings.Lines(string(b)) {
-		if strings.Contains(line, "tracepoint_srcu") {
-			t.Log(strings.TrimSpace(line))
-		}
+}
+
+// TestOrder: what is found by trial must lead to what is known of the kernels' versions.
+func TestOrder(t *testing.T) {
+	k, err := probe()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Logf("this kernel: %t", preemptible("/proc/kallsyms"))
+	order, why := k.order()
+	t.Logf("%q: %s (fast locks: %t)", order, why, k.fastLocks())
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	// The program never asks for the version; the test does.
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	want := SetTracepoint
+	switch {
+	case major < 6 || major == 6 && minor < 5:
+		want = SetFexit
+	case major >= 7:
+		want = SetKprobe
+	}
+	if order[0] != want {
+		t.Errorf("kernel %d.%d: %s comes first, not %s", major, minor, order[0], want)
+	}
 }
