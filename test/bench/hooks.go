@@ -24,7 +24,7 @@ func (deaf) WantPacket()                                  {}
 
 // hooks measures every workload with the hooks on and off.
 func hooks(p plan) (err error) {
-	h, err := kernel.Load(kernel.Options{Bandwidth: true})
+	h, err := kernel.Load(kernel.Options{HookSet: p.set, Bandwidth: true})
 	if err != nil {
 		return err
 	}

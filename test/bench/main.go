@@ -20,8 +20,10 @@ import (
 func main() {
 	quick := flag.Bool("quick", false, "fewer pairs and a shorter idle time: shows that it works, measures little")
 	only := flag.String("only", "", "only the workloads whose name contains this, and no process")
+	set := flag.String("hooks", "", "hook set, the best if empty")
+	hooksOnly := flag.Bool("hooks-only", false, "no process")
 	flag.Parse()
-	plan := plan{pairs: 41, slice: 60 * time.Millisecond, idle: 20 * time.Second, only: *only}
+	plan := plan{pairs: 41, slice: 60 * time.Millisecond, idle: 20 * time.Second, only: *only, set: *set, hooksOnly: *hooksOnly}
 	if *quick {
 		plan.pairs, plan.idle = 7, 3*time.Second
 	}
@@ -37,6 +39,9 @@ type plan struct {
 	slice time.Duration // of one measurement
 	idle  time.Duration // over which the idle time is taken
 	only  string
+
+	set       string
+	hooksOnly bool
 }
 
 func run(p plan) error {
@@ -51,7 +56,7 @@ func run(p plan) error {
 	if err := hooks(p); err != nil {
 		return err
 	}
-	if p.only != "" {
+	if p.only != "" || p.hooksOnly {
 		return nil
 	}
 	fmt.Println()

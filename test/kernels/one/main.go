@@ -1,7 +1,8 @@
-// Command one runs the tests of one package on kernels of distributions, in emulated machines, and shows what they say. It needs no root, but what
+// Command one runs the tests of one package, or a program, on kernels of distributions, in emulated machines, and shows what they say. It needs no root, but what
 // it boots must have been fetched, or fetching must be possible (test/kernels/fetch.sh).
 //
 //	go run ./test/kernels/one [-kernels 5.10,newest] [-arch amd64] [-env NAME=VALUE,…] PACKAGE [TEST FLAGS]
+//	go run ./test/kernels/one -program [-kernels …] PACKAGE [ARGUMENTS]
 //
 // For example the verifier's numbers on all kernels:
 //
@@ -29,6 +30,7 @@ func main() {
 	arch := flag.String("arch", "amd64", "amd64 or arm64")
 	env := flag.String("env", "", "variables for the tests, with commas between")
 	limit := flag.Duration("limit", 8*time.Minute, "how long the tests may take on one kernel")
+	program := flag.Bool("program", false, "the package is a program")
 	flag.Parse()
 	if flag.NArg() == 0 {
 		flag.Usage()
@@ -36,7 +38,7 @@ func main() {
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer cancel()
-	err := run(ctx, *arch, words(*kernels), words(*env), *limit, flag.Arg(0), flag.Args()[1:])
+	err := run(ctx, *program, *arch, words(*kernels), words(*env), *limit, flag.Arg(0), flag.Args()[1:])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "one:", err)
 		os.Exit(1)
@@ -47,14 +49,18 @@ func words(s string) []string {
 	return strings.FieldsFunc(s, func(c rune) bool { return c == ',' })
 }
 
-func run(ctx context.Context, arch string, kernels, env []string, limit time.Duration, pkg string, args []string) error {
+func run(ctx context.Context, program bool, arch string, kernels, env []string, limit time.Duration, pkg string, args []string) error {
 	dir, err := os.MkdirTemp("", "kernels")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
 	b := lab.Builder{Folder: dir, Arch: arch}
-	test, err := b.Test(ctx, pkg)
+	build := b.Test
+	if program {
+		build = b.Program
+	}
+	test, err := build(ctx, pkg)
 	if err != nil {
 		return err
 	}
