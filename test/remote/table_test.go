@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
+	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -347,7 +350,8 @@ func TestUnixSocket(t *testing.T) {
 	})
 }
 
-// TestTLS: the server is who it must be, or nothing is sent.
+// TestTLS: the server is who it must be, or nothing is sent: not to one whose certificate another authority signed, not to one that is
+// right and reached by a name that is not in it, and not without TLS.
 func TestTLS(t *testing.T) {
 	targets(t, func(t *testing.T, g *target) {
 		other := filepath.Join(t.TempDir(), "other.pem")
@@ -358,27 +362,37 @@ func TestTLS(t *testing.T) {
 		if err := os.WriteFile(other, strange, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		ca, cipher := "sslrootcert", "SELECT count(*) FROM pg_stat_ssl WHERE ssl AND pid <> pg_backend_pid()"
+		// The same server at an address that its certificate does not have.
+		alias := forward(t, "127.0.0.2:0", fmt.Sprintf("127.0.0.1:%d", g.Port))
+		_, port, _ := strings.Cut(alias, ":")
+		type params = map[string]string
+		full, chain, plain := params{"sslmode": "verify-full"}, params{"sslmode": "verify-ca"}, params{"sslmode": "disable"}
+		ca := "sslrootcert"
 		if g.dialect == remote.MySQL {
+			g.ask(t, "ALTER USER "+g.user+"@'%' REQUIRE SSL") // what arrives was encrypted
+			full, chain, plain = params{"ssl_verify_identity": "true"}, params{}, params{"ssl_disabled": "true"}
 			ca = "ssl_ca"
 		}
 		for n, c := range []struct {
-			params map[string]string
-			ok     bool
+			how, more params
+			ok        bool
+			why       string
 		}{
-			{map[string]string{ca: g.CA(), "sslmode": "verify-full", "ssl_verify_identity": "true", "host": "localhost"}, true},
-			{map[string]string{ca: g.CA(), "sslmode": "verify-ca"}, true},
-			{map[string]string{ca: other, "sslmode": "verify-ca"}, false},
-			{map[string]string{ca: other, "sslmode": "verify-full", "ssl_verify_identity": "true"}, false},
+			{full, params{ca: g.CA(), "host": "localhost"}, true, ""},
+			{full, params{ca: g.CA()}, true, ""},
+			{chain, params{ca: g.CA()}, true, ""},
+			{full, params{ca: g.CA(), "host": "127.0.0.2", "port": port}, false, "127.0.0.2"},
+			{chain, params{ca: g.CA(), "host": "127.0.0.2", "port": port}, true, ""}, // the chain is all that was asked for
+			{chain, params{ca: other}, false, "x509"},
+			{full, params{ca: other}, false, "x509"},
+			{plain, params{}, false, "TLS"},
 		} {
 			s := g.settings()
 			s.Table = fmt.Sprintf("tls%d", n)
-			for k, v := range c.params {
-				if (k == "sslmode") == (g.dialect == remote.Postgres) || k == ca || k == "host" {
-					if k != "ssl_verify_identity" || g.dialect == remote.MySQL {
-						s.Params[k] = v
-					}
-				}
+			maps.Copy(s.Params, c.how)
+			maps.Copy(s.Params, c.more)
+			if c.why == "TLS" && g.dialect == remote.Postgres {
+				continue // whether it takes a connection without it is in the server's pg_hba.conf
 			}
 			r := start(t, s, spoolDir(t))
 			if err := r.Write(t.Context(), windows.New(windows.Shape{}).Window(1, 10)); err != nil {
@@ -386,18 +400,89 @@ func TestTLS(t *testing.T) {
 			}
 			if c.ok {
 				delivered(t, r)
-				if g.dialect == remote.Postgres && g.number(t, cipher) == 0 {
-					t.Error("no connection is encrypted")
+				if g.dialect == remote.Postgres && g.number(t, "SELECT count(*) FROM pg_stat_ssl WHERE ssl AND pid <> pg_backend_pid()") == 0 {
+					t.Errorf("%d: no connection is encrypted", n)
 				}
 			} else {
 				until(t, r, "two failures", func() bool { return r.Status().Failures >= 2 })
-				if !strings.Contains(r.Status().Error, "x509") {
+				if c.why != "TLS" && !strings.Contains(r.Status().Error, c.why) {
 					t.Errorf("%d: %+v", n, r.Status())
+				}
+				if r.Status().Delivered.Records > 0 {
+					t.Errorf("%d: delivered", n)
 				}
 			}
 			r.Close()
 		}
+		// A server without TLS, or somebody between who takes it away.
+		naked := forward(t, "127.0.0.1:0", fmt.Sprintf("127.0.0.1:%d", g.Port), withoutTLS(g.dialect == remote.Postgres))
+		_, port, _ = strings.Cut(naked, ":")
+		s := g.settings()
+		maps.Copy(s.Params, full)
+		maps.Copy(s.Params, params{ca: g.CA(), "port": port})
+		r := start(t, s, spoolDir(t))
+		if err := r.Write(t.Context(), windows.New(windows.Shape{}).Window(1, 10)); err != nil {
+			t.Fatal(err)
+		}
+		until(t, r, "two failures", func() bool { return r.Status().Failures >= 2 })
+		if st := r.Status(); !strings.Contains(st.Error, "TLS") {
+			t.Errorf("%+v", st)
+		}
+		r.Close()
 	})
+}
+
+// forward passes connections at an address on to another one, and returns the address. change sees what the server says first.
+func forward(t *testing.T, at, to string, change ...func([]byte) []byte) string {
+	t.Helper()
+	l, err := net.Listen("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				s, err := net.Dial("tcp", to)
+				if err != nil {
+					return
+				}
+				defer s.Close()
+				go io.Copy(s, c)
+				for _, f := range change {
+					b := make([]byte, 4096)
+					n, err := s.Read(b)
+					if err != nil {
+						return
+					}
+					if _, err := c.Write(f(b[:n])); err != nil {
+						return
+					}
+				}
+				io.Copy(c, s)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// withoutTLS changes a server's first words to those of one that has no TLS.
+func withoutTLS(postgres bool) func([]byte) []byte {
+	return func(b []byte) []byte {
+		if postgres { // the answer to SSLRequest
+			return []byte("N")
+		}
+		// The greeting: version, thread, 8 bytes, a filler, and the lower two bytes of what the server can; CLIENT_SSL is 0x800.
+		if end := bytes.IndexByte(b[5:], 0); end > 0 {
+			b[5+end+1+4+8+1+1] &^= 0x08
+		}
+		return b
+	}
 }
 
 // TestSpool: an outage longer than the spool: the oldest rows go, all of them are counted, and the server is told.
