@@ -92,7 +92,7 @@ type proxy struct {
 
 	mu     sync.Mutex
 	spoil  int           // commits to spoil; guarded by mu
-	hold   time.Duration // how long a spoilt commit is kept back; guarded by mu
+	hold   time.Duration // how long a spoilt commit is kept back, below 0: for ever; guarded by mu
 	spoilt int           // guarded by mu
 }
 
@@ -142,8 +142,12 @@ func (p *proxy) serve(c net.Conn) {
 			}
 			p.mu.Unlock()
 			if spoil {
-				// The client sees a dead connection, the server commits: at once or later.
+				// The client sees a dead connection, the server commits: at once, later, or never.
 				c.Close()
+				if hold < 0 {
+					s.Close()
+					return
+				}
 				time.Sleep(hold)
 				s.Write(b[:n])
 				time.Sleep(100 * time.Millisecond)
@@ -158,10 +162,11 @@ func (p *proxy) serve(c net.Conn) {
 	}
 }
 
-// TestLostCommit loses the answers to commits that succeed, at once and while the next try is already there.
+// TestLostCommit loses the answers to commits that succeed, at once and while the next try is already there, and commits that never reach
+// the server.
 func TestLostCommit(t *testing.T) {
 	targets(t, func(t *testing.T, g *target) {
-		for _, hold := range []time.Duration{0, time.Second} {
+		for i, hold := range []time.Duration{0, time.Second, -1} {
 			p := newProxy(t, g.Port)
 			p.hold = hold
 			s := g.settings()
@@ -171,7 +176,7 @@ func TestLostCommit(t *testing.T) {
 			} else {
 				s.Params["ssl_disabled"] = "true"
 			}
-			s.Table = fmt.Sprintf("connections%d", hold/time.Second)
+			s.Table = fmt.Sprintf("connections%d", i)
 			r := start(t, s, spoolDir(t))
 			m := windows.New(windows.Shape{Programs: 20, Names: 50, Addresses: 100})
 			const n = 30
