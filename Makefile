@@ -56,8 +56,8 @@ bench-store: ## measure the database with a year of data: 10 million rows; needs
 	$(GO) run ./test/bench/store
 
 .PHONY: bench-remote
-bench-remote: ## measure the copy off the machine: rate, sizes and memory, against a PostgreSQL server of its own
-	test/deps.sh postgresql
+bench-remote: ## measure the copy off the machine: rate, sizes, memory and questions, against PostgreSQL and MariaDB servers of its own
+	test/deps.sh postgresql mariadb-server-core mariadb-client-core
 	$(GO) run ./test/bench/remote
 
 .PHONY: bench-identity

@@ -1,10 +1,11 @@
 // Package remote measures the copy off the machine against a real PostgreSQL server that it starts: an outage of a million records, how
-// fast it catches up over loopback, how large records are in the spool and on the server, and what memory it takes. It prints one
-// figure per line. The windows are those of a busy desktop: 300 programs, 5,000 names, 20,000 addresses.
+// fast it catches up over loopback, how large records are in the spool and on the server, what memory it takes, and how long questions to the server
+// take; then sizes and rate on MariaDB. It prints one figure per line. The windows are those of a busy desktop: 300 programs, 5,000 names, 20,000 addresses.
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/picosnitch/picosnitch/internal/reader/query"
+	reader "github.com/picosnitch/picosnitch/internal/reader/remote"
 	"github.com/picosnitch/picosnitch/internal/recorder/remote"
 	"github.com/picosnitch/picosnitch/test/servers"
 	"github.com/picosnitch/picosnitch/test/windows"
@@ -28,7 +31,7 @@ const (
 )
 
 func main() {
-	if err := run(); err != nil {
+	if err := errors.Join(run(), mariadb()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench remote:", err)
 		os.Exit(1)
 	}
@@ -110,8 +113,86 @@ func run() error {
 	if count != records || distinct != records/perWindow {
 		return fmt.Errorf("the server has %d records of %d windows, want %d of %d", count, distinct, records, records/perWindow)
 	}
+	if err := ask(s); err != nil {
+		return err
+	}
 	if rate < goal {
 		return fmt.Errorf("%.0f records/s are less than %d", rate, goal)
+	}
+	return nil
+}
+
+// ask measures questions over all records, as `picosnitch report --from` asks them.
+func ask(s *servers.Server) error {
+	r, err := reader.Open(context.Background(), reader.Settings{Postgres: true, Params: map[string]string{
+		"host": "127.0.0.1", "port": strconv.Itoa(s.Port), "user": "pico", "password": "pico", "database": "pico",
+	}}, time.UTC, query.Options{})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	for _, by := range []query.Dimension{query.Exe, query.Domain, query.Port, query.Place} {
+		begin := time.Now()
+		a, err := r.Totals(context.Background(), query.Question{By: by, Limit: 20})
+		if err != nil {
+			return err
+		}
+		fmt.Printf("ask              %10.2f s for the totals of %d records by %s: %d values\n", time.Since(begin).Seconds(), records, by, a.Values)
+	}
+	begin := time.Now()
+	_, err = r.Timeline(context.Background(), query.Question{By: query.Exe, Limit: 20}, query.Hour, time.UTC)
+	fmt.Printf("ask              %10.2f s for a time line by hours\n", time.Since(begin).Seconds())
+	return err
+}
+
+// mariadb measures a smaller number of records.
+func mariadb() error {
+	const some = records / 5
+	dir, err := os.MkdirTemp("", "benchremote")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	s, err := servers.StartMariaDB("--innodb-buffer-pool-size=128M")
+	if err != nil {
+		return err
+	}
+	defer s.Remove()
+	if _, err := s.SQL("", "CREATE DATABASE pico; CREATE USER pico@'%' IDENTIFIED BY 'pico'; GRANT CREATE, INSERT, SELECT ON pico.* TO pico@'%'"); err != nil {
+		return err
+	}
+	o := remote.Settings{Client: "mariadb", Dialect: remote.MySQL, Limit: 1 << 30, Params: map[string]string{
+		"host": "127.0.0.1", "port": strconv.Itoa(s.Port), "user": "pico", "password": "pico", "database": "pico",
+	}}
+	r, err := remote.Open(o, remote.Options{Dir: filepath.Join(dir, "spool"), Zone: time.UTC, Linger: time.Second})
+	if err != nil {
+		return err
+	}
+	m := windows.New(windows.Shape{})
+	begin := time.Now()
+	for n := range some / perWindow {
+		if err := r.Write(context.Background(), m.Window(n+1, perWindow)); err != nil {
+			return err
+		}
+	}
+	for r.Status().Frames > 0 {
+		time.Sleep(20 * time.Millisecond)
+	}
+	fmt.Printf("MariaDB          %10.0f records/s\n", some/time.Since(begin).Seconds())
+	if err := r.Close(); err != nil {
+		return err
+	}
+	out, err := s.SQL("pico", "SELECT (SELECT count(*) FROM connections), sum(data_length), sum(index_length) FROM information_schema.tables WHERE table_name = 'connections'")
+	if err != nil {
+		return err
+	}
+	var count, table, index int64
+	if _, err := fmt.Sscan(strings.TrimSpace(out), &count, &table, &index); err != nil {
+		return err
+	}
+	fmt.Printf("MariaDB          %10.1f bytes per record in the table, %.1f in its index\n", float64(table)/some, float64(index)/some)
+	if count != some {
+		return fmt.Errorf("MariaDB has %d records, want %d", count, some)
 	}
 	return nil
 }
