@@ -35,6 +35,8 @@ type Options struct {
 	Limit     int           // descriptors that wait to be claimed, at most; the oldest goes first
 	Age       time.Duration // how long a descriptor waits to be claimed
 	Marked    int           // executables whose change is watched at most
+	// Bounded leaves the kernel's queue its usual bound (/proc/sys/fs/fanotify/max_queued_events) instead of none: for tests.
+	Bounded bool
 	// Known reports whether the content of a file needs no reading. It may be called by any goroutine that drains.
 	Known func(Identity) bool
 	// Arrived is called, if it is set, after a descriptor came that waits to be claimed. It must not call back.
@@ -160,7 +162,7 @@ func New(o Options) (*Watch, error) {
 	}
 	w := &Watch{o: o, arrived: map[uint32][]arrival{}, files: map[Identity]*file{}, marked: map[Inode]mark{}, versions: map[Inode]uint32{}}
 	for _, kind := range []kind{local, layered} {
-		g, err := newGroup(kind)
+		g, err := newGroup(kind, o.Bounded)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("%w: %w", ErrUnavailable, err), w.Close())
 		}
@@ -346,6 +348,10 @@ func (w *Watch) take(g *group, mask uint64, fd int, pid int32, pidfd int) {
 		w.stats.Overflows++
 		clear(w.marked)
 		w.rotation = nil
+		// Writes may be among what was dropped: every content may be another one than before.
+		w.version++
+		w.base = w.version
+		clear(w.versions)
 		w.mu.Unlock()
 		return
 	}

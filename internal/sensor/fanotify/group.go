@@ -47,8 +47,11 @@ type group struct {
 	reading atomic.Int64
 }
 
-func newGroup(k kind) (*group, error) {
+func newGroup(k kind, bounded bool) (*group, error) {
 	flags := uint(unix.FAN_CLASS_NOTIF | unix.FAN_CLOEXEC | unix.FAN_NONBLOCK | unix.FAN_UNLIMITED_QUEUE | unix.FAN_UNLIMITED_MARKS | unix.FAN_REPORT_PIDFD)
+	if bounded {
+		flags &^= unix.FAN_UNLIMITED_QUEUE
+	}
 	const open = unix.O_RDONLY | unix.O_LARGEFILE | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOATIME
 	g := &group{kind: k, evictable: unix.FAN_MARK_EVICTABLE, batch: 64}
 	var err error
