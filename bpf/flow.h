@@ -51,7 +51,7 @@ static __always_inline bool current_is_kernel(void)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 
-	return BPF_CORE_READ(task, flags) & PF_KTHREAD;
+	return (BPF_CORE_READ(task, flags) & PF_KTHREAD) != 0;
 }
 
 static __always_inline bool same_process(const struct process_id *a, const struct process_id *b)

@@ -76,7 +76,7 @@ static __always_inline bool has_ports(struct sock *sk)
 static __always_inline void count_message(struct sock *sk, struct msghdr *msg, struct counts *n, int received, bool failed)
 {
 	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	bool connected = BPF_CORE_READ(sk, __sk_common.skc_dport);
+	bool connected = BPF_CORE_READ(sk, __sk_common.skc_dport) != 0;
 	struct sock_state *st = state_of(sk, !failed);
 	struct peer_address p = {};
 

@@ -19,7 +19,7 @@ typedef __u32 __be32;
 typedef __u64 __be64;
 typedef __u32 __wsum;
 typedef __u16 __sum16;
-typedef _Bool bool; /* not a byte, which would cut a flag off that stands above bit 7 */
+typedef __u8 bool; /* _Bool lays loops out in a way that 5.10 refuses ("back-edge"). What is wider than a byte must be compared before it becomes one. */
 #define true 1
 #define false 0
 #define NULL ((void *)0)
