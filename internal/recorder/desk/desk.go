@@ -33,6 +33,8 @@ const (
 	named     = 8   // titles in the one that stands for many
 	maxShown  = 256 // notices whose buttons are known
 	sendWait  = time.Second
+	maxTalk   = 200 // messages of a session in talkTime; with more, it waits
+	talkTime  = time.Second
 	oddLimit  = 100 // answers that make no sense, after which a session is not listened to any more
 	whileAway = "exe.log has everything"
 )
@@ -331,7 +333,14 @@ func (d *Desk) number(to *uint64) uint64 {
 
 // receive takes the answers of a session process until it ends.
 func (d *Desk) receive(u *user, conn *errand.Conn) {
+	begun, talk := time.Now(), 0
 	for {
+		if talk++; talk > maxTalk { // its messages cost it time, not the recorder
+			time.Sleep(talkTime - min(time.Since(begun), talkTime))
+		}
+		if time.Since(begun) >= talkTime {
+			begun, talk = time.Now(), 0
+		}
 		m, f, err := conn.Receive()
 		d.mu.Lock()
 		if u.conn != conn {

@@ -3,11 +3,14 @@ package desk
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/picosnitch/picosnitch/internal/errand"
 	"github.com/picosnitch/picosnitch/internal/recorder/notify"
 )
 
@@ -143,5 +146,24 @@ func TestTooMuchNews(t *testing.T) {
 	}
 	if all := r.Take(); len(all) != 0 {
 		t.Errorf("told twice: %+v", all)
+	}
+}
+
+// TestTalks: a session process that never stops talking does not have the recorder listen all the time.
+func TestTalks(t *testing.T) {
+	r := open(t, Options{Desktop: true})
+	s := r.login(t, 7, true)
+	sent := 0
+	for start := time.Now(); time.Since(start) < 1500*time.Millisecond; sent++ {
+		if err := s.Send(errand.Message{State: &errand.State{Server: fmt.Sprint(sent)}}, nil, 100*time.Millisecond); err != nil {
+			break // the socket is full
+		}
+	}
+	time.Sleep(100 * time.Millisecond)
+	r.mu.Lock()
+	server := r.users[7].state.Server
+	r.mu.Unlock()
+	if n, err := strconv.Atoi(server); err != nil || n > 600 || n < 10 {
+		t.Errorf("%q of %d messages were taken in a second and a half", server, sent)
 	}
 }

@@ -26,6 +26,7 @@ func (k *Known) await(a awaited, w *waiting, at int64) bool {
 		if w.notice != nil {
 			k.tell(w)
 		}
+		k.crowded++
 		return false // it is looked at again with the next flow
 	}
 	k.waiting[a] = w

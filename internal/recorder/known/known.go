@@ -62,6 +62,7 @@ type Known struct {
 	tried    int64 // when r was last written, or tried to be
 	first    bool
 	problems map[string]Problem
+	crowded  int // times that a hash was not awaited because too many were; not told yet
 }
 
 // awaited is a file whose hash is awaited: under two paths it is two files.
@@ -214,6 +215,10 @@ func (k *Known) Tick(at int64) {
 		}
 	}
 	k.logged(k.log.Retry())
+	if k.crowded > 0 {
+		k.problem("crowded", fmt.Sprintf("more than %d files wait for their hash: the hashes of others, %d times, are in record.json and exe.log only if their programs use the network again", maxWaiting, k.crowded), "snitch.db has them; find out what starts so many new programs")
+		k.crowded = 0
+	}
 	if k.dirty && (at-k.tried >= saveEvery || at < k.tried || k.journal.size > maxJournal) || k.journal.size > 4*maxJournal {
 		k.save(at)
 	}
