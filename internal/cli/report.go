@@ -131,6 +131,9 @@ func (a *asked) openServer(ctx context.Context, env Env, o query.Options) (query
 	passFile := ""
 	if a.from == "config" {
 		c, path, err := daemon.ReadConfig(env.Getenv)
+		if errors.Is(err, os.ErrPermission) {
+			return nil, fmt.Errorf("%w: it is root's, because it holds passwords: run it as root, or give --from a URL", err)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -212,7 +215,10 @@ With --period, for each day, week or month of the local calendar. It needs no ro
 				return err
 			}
 			defer l.Close()
-			x := report.Context{By: q.By, Range: r, Zone: zone, Exact: exact, Width: width(env.Stdout), Label: userLabel()}
+			x := report.Context{By: q.By, Range: r, Zone: zone, Exact: exact, Width: width(env.Stdout)}
+			if a.from == "" { // a number of another host is another user
+				x.Label = userLabel()
+			}
 			if x.Lost, err = l.Lost(ctx, r); err != nil {
 				return err
 			}

@@ -66,6 +66,10 @@ func TestReport(t *testing.T) {
 		if out := run(env, "report", "--from", from, "--where", "host=two", "--period", "day", "--utc", "--by", "exe"); strings.Count(out, "2023-11-14") < 3 || !strings.Contains(out, "could not be attributed") {
 			t.Errorf("by day: %s", out)
 		}
+		// A number is this machine's user on this machine only.
+		if out := run(env, "report", "--from", from, "--by", "user"); strings.Contains(out, "1000 (") {
+			t.Errorf("by user: %s", out)
+		}
 		var row struct {
 			Host, Exe string
 			Port      int

@@ -140,16 +140,16 @@ func (r *Remote) tellDamage(st spool.Status) {
 	const hint = "look after the disk; snitch.db has the rows that it had been given"
 	name := filepath.Base(r.opt.Dir)
 	if st.Damaged > 0 {
-		r.tell("error", fmt.Sprintf("the spool %s is damaged: %d bytes of it cannot be read, and at least %d records in them will not reach the SQL server", name, st.Damaged, st.Unreadable.Records), hint)
+		r.tell("error", fmt.Sprintf("the folder %s is damaged: %d bytes of it cannot be read, and at least %d records in them will not reach the SQL server", name, st.Damaged, st.Unreadable.Records), hint)
 	}
 	if len(st.Aside) > 0 {
-		r.tell("error", fmt.Sprintf("the spool %s: files whose beginning is damaged were renamed: %s", name, strings.Join(st.Aside, " ")), "delete them when you have looked at them")
+		r.tell("error", fmt.Sprintf("the folder %s: files whose beginning is damaged were renamed: %s", name, strings.Join(st.Aside, " ")), "delete them when you have looked at them")
 	}
 	if st.Short > 0 {
-		r.tell("error", fmt.Sprintf("the spool %s is damaged: files that end too early: %d; what they held behind that will not reach the SQL server", name, st.Short), hint)
+		r.tell("error", fmt.Sprintf("the folder %s is damaged: files that end too early: %d; what they held behind that will not reach the SQL server", name, st.Short), hint)
 	}
 	if len(st.Foreign) > 0 {
-		r.tell("error", fmt.Sprintf("the spool %s has files of another version of picosnitch, which are left alone: %s", name, strings.Join(st.Foreign, " ")), "that version delivers them when it runs again; else delete them")
+		r.tell("error", fmt.Sprintf("the folder %s has files of another version of picosnitch, which are left alone: %s", name, strings.Join(st.Foreign, " ")), "that version delivers them when it runs again; else delete them")
 	}
 }
 
