@@ -52,7 +52,7 @@ bench: build ## measure the cost of the monitor: time per operation with it on o
 	$(SUDO) env PATH="$(PATH)" $(GO) run ./test/bench
 
 .PHONY: bench-store
-bench-store: ## measure the database with a year of data: 10 million rows; needs 2 GB in the temporary folder and some minutes
+bench-store: ## measure the database with a year of data: 10 million rows; needs 2 GB in the temporary folder and about eight minutes
 	$(GO) run ./test/bench/store
 
 .PHONY: bench-remote

@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -48,27 +51,6 @@ func writes(ctx context.Context, path string) (failed int, err error) {
 	fmt.Printf("\na window of 10,000 rows is written in %v (median of 11; slowest %v)%s: 1/%.0f of the window (limit 1/20)\n",
 		large[5].Round(time.Millisecond), large[10].Round(time.Millisecond), exceeds(large[5], limit, &failed), float64(window*time.Second)/float64(large[5]))
 
-	// The same windows alternately without and with deletion beside them. Each call of Care is one second of the stream.
-	measure := func(n int) (writing, caring, longest time.Duration, err error) {
-		for range n {
-			d, err := one(100)
-			if err != nil {
-				return 0, 0, 0, err
-			}
-			writing += d
-			for range window {
-				began := time.Now()
-				if _, err := s.Care(ctx, at, 50*time.Millisecond); err != nil {
-					return 0, 0, 0, err
-				}
-				d := time.Since(began)
-				caring += d
-				longest = max(longest, d)
-			}
-		}
-		return writing, caring, longest, nil
-	}
-	const windows = 30
 	for range 3700 / window { // an hour, so that the clock is trusted
 		if _, err := one(0); err != nil {
 			return 0, err
@@ -77,33 +59,140 @@ func writes(ctx context.Context, path string) (failed int, err error) {
 			return 0, err
 		}
 	}
+	p := pruning{s: s, one: one, now: func() int64 { return at }, keep: days}
+	if err := p.measure(ctx, "", 7, &failed); err != nil {
+		return 0, err
+	}
+	// A reader that stays in its question for as long as it takes.
+	reader, err := sql.Open("sqlite", "file:"+path+"?mode=ro")
+	if err != nil {
+		return 0, err
+	}
+	defer reader.Close()
+	rows, err := reader.QueryContext(ctx, "SELECT id FROM raw")
+	if err != nil || !rows.Next() {
+		return 0, errors.Join(err, errors.New("there is no row to read"))
+	}
+	defer rows.Close()
+	if err := p.measure(ctx, ", beside a reader that stays", 3, &failed); err != nil {
+		return 0, err
+	}
+	rows.Close()
+	reader.Close()
+	return failed, p.shrinks(ctx, path, &failed)
+}
+
+// pruning is deletion beside writing.
+type pruning struct {
+	s    *store.SQLite
+	one  func(rows int) (time.Duration, error)
+	now  func() int64
+	keep int // days of raw rows that are left
+}
+
+// windows writes windows, with ten seconds of the recorder's care after each, and returns how long that took.
+func (p *pruning) windows(ctx context.Context, n int) (writing, caring, longest time.Duration, err error) {
+	for range n {
+		d, err := p.one(100)
+		if err != nil {
+			return 0, 0, 0, err
+		}
+		writing += d
+		for range window {
+			began := time.Now()
+			if _, err := p.s.Care(ctx, p.now(), 50*time.Millisecond); err != nil {
+				return 0, 0, 0, err
+			}
+			d := time.Since(began)
+			caring += d
+			longest = max(longest, d)
+		}
+	}
+	return writing, caring, longest, nil
+}
+
+// measure writes the same windows without and with the deletion of a day beside them, in short turns, so that what else the machine
+// does falls on both.
+func (p *pruning) measure(ctx context.Context, beside string, runs int, failed *int) error {
+	const turns, windows = 8, 5
 	var ratios []float64
-	var busy time.Duration
-	var longest time.Duration
-	for day := range 5 {
-		s.SetKeep(store.Keep{})
-		before, idle, _, err := measure(windows)
-		if err != nil {
-			return 0, err
+	var busy, longest time.Duration
+	for range runs {
+		p.keep--
+		var with, without, care, idle time.Duration
+		for range turns {
+			p.s.SetKeep(store.Keep{})
+			w, c, _, err := p.windows(ctx, windows)
+			if err != nil {
+				return err
+			}
+			without, idle = without+w, idle+c
+			p.s.SetKeep(store.Keep{RawDays: p.keep})
+			w, c, most, err := p.windows(ctx, windows)
+			if err != nil {
+				return err
+			}
+			with, care, longest = with+w, care+c, max(longest, most)
 		}
-		s.SetKeep(store.Keep{RawDays: days - 1 - day})
-		with, care, most, err := measure(windows)
-		if err != nil {
-			return 0, err
-		}
-		ratios = append(ratios, float64(with)/float64(before))
+		ratios = append(ratios, float64(with)/float64(without))
 		busy = max(busy, care-idle)
-		longest = max(longest, most)
 	}
 	slices.Sort(ratios)
 	mark := ""
-	if ratios[2] > 1.10 {
+	if ratios[runs/2] > 1.10 {
 		mark = "!"
-		failed++
+		*failed++
 	}
-	fmt.Printf("deleting a day of raw rows takes %v in all, at most %v at a time; windows written meanwhile take %.2f%s of the time without (median of 5: %.2f; limit 1.10)\n",
-		busy.Round(time.Millisecond), longest.Round(time.Millisecond), ratios[2], mark, ratios)
-	return failed, nil
+	fmt.Printf("deleting a day of raw rows%s takes %v in all, at most %v at a time; windows written meanwhile take %.2f%s of the time without (median of %d: %.2f; limit 1.10)\n",
+		beside, busy.Round(time.Millisecond), longest.Round(time.Millisecond), ratios[runs/2], mark, runs, ratios)
+	return nil
+}
+
+// shrinks deletes a quarter of a year, and looks whether the file gives back what it held, but for the twentieth that stays free.
+func (p *pruning) shrinks(ctx context.Context, path string, failed *int) error {
+	size := func() (int64, error) {
+		i, err := os.Stat(path)
+		if err != nil {
+			return 0, err
+		}
+		return i.Size(), nil
+	}
+	before, err := size()
+	if err != nil {
+		return err
+	}
+	p.s.SetKeep(store.Keep{RawDays: p.keep - 90})
+	if _, err := p.one(1); err != nil { // there is something to do again
+		return err
+	}
+	began := time.Now()
+	for n := int64(0); ; n++ {
+		more, err := p.s.Care(ctx, p.now()+n, 50*time.Millisecond)
+		if err != nil {
+			return err
+		}
+		if !more {
+			break
+		}
+	}
+	took := time.Since(began)
+	if _, err := p.one(1); err != nil { // the log goes into the file
+		return err
+	}
+	if err := p.s.Close(); err != nil {
+		return err
+	}
+	after, err := size()
+	if err != nil {
+		return err
+	}
+	mark := ""
+	if after > before*90/100 {
+		mark = "!"
+		*failed++
+	}
+	fmt.Printf("deleting 90 days of raw rows takes %.1f s, and the file shrinks from %d to %d MB%s\n", took.Seconds(), before>>20, after>>20, mark)
+	return nil
 }
 
 func exceeds(d, limit time.Duration, failed *int) string {
