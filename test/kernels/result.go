@@ -160,7 +160,7 @@ func (r *Result) run(ctx context.Context, o options, l *lab.Lab, p programs, k l
 	for _, s := range steps {
 		part := map[string]string{"doctor": "hooks", "coverage": "scenarios", "faults": "faults"}[s.Name]
 		if out := got.Outcomes[s.Name]; out.Took > 0 {
-			r.ran(cmp.Or(part, "tests"), part == "" && o.fast || part == "scenarios" && only != "", out.Took)
+			r.ran(cmp.Or(part, "tests"), part == "" && o.fast || part == "scenarios" && only != "" || part == "faults" && o.take != "", out.Took)
 		}
 	}
 	r.read(o, got, p)

@@ -63,6 +63,10 @@ func save(dir string, r Report) error {
 func (r *Result) keep(old *Result) {
 	for name, part := range old.Parts {
 		now, ran := r.Parts[name]
+		if ran && now.Fast && name == "faults" {
+			r.keepFaults(old, part)
+			continue
+		}
 		if ran && (!now.Fast || part.Fast) {
 			continue
 		}
@@ -85,6 +89,26 @@ func (r *Result) keep(old *Result) {
 			r.Faults = old.Faults
 		case "unit":
 			r.Unit = old.Unit
+		}
+	}
+}
+
+// keepFaults takes over those faults of an earlier run that a choice of them did not have: each stands alone.
+func (r *Result) keepFaults(old *Result, part Part) {
+	all := slices.Clone(old.Faults)
+	for _, f := range r.Faults {
+		if i := slices.IndexFunc(all, func(x Fault) bool { return x.Name == f.Name }); i >= 0 {
+			all[i] = f
+		} else {
+			all = append(all, f)
+		}
+	}
+	r.Faults = all
+	r.Parts["faults"] = Part{Date: r.Parts["faults"].Date, Fast: part.Fast, Took: part.Took}
+	r.Problems = slices.DeleteFunc(r.Problems, func(p Problem) bool { return p.Part == "faults" })
+	for _, f := range all {
+		if !f.OK {
+			r.problem("faults", "fault %q: %s; it said: %s", f.Name, f.Why, f.Said)
 		}
 	}
 }

@@ -80,6 +80,16 @@ func TestPartsOfThePage(t *testing.T) {
 	if text := write(mended); strings.Contains(text, "x is wrong") || !strings.Contains(text, "51 passed (2026-03-03)") || !strings.Contains(text, "2 equal (2026-01-01)") {
 		t.Errorf("mended:\n%s", text)
 	}
+	// A choice of faults mends those that it has.
+	bad := kernel("6.12.1", map[string]Part{"faults": {Date: "2026-04-04", Fast: true}})
+	bad.Faults = []Fault{{Name: "g", Why: "it runs"}}
+	if text := write(bad); !strings.Contains(text, "1 of 2 as they should (2026-04-04)") && !strings.Contains(text, "1 of 2 as they should, *some* (2026-04-04)") || !strings.Contains(text, `fault "g": it runs`) {
+		t.Errorf("a choice of faults:\n%s", text)
+	}
+	bad.Faults = []Fault{{Name: "g", OK: true}}
+	if text := write(bad); !strings.Contains(text, "2 of 2 as they should") || strings.Contains(text, "it runs") {
+		t.Errorf("a mended fault:\n%s", text)
+	}
 	// Another kernel of the same name starts from nothing.
 	if text := write(kernel("6.12.2", map[string]Part{})); strings.Contains(text, "6.12.1") || strings.Contains(text, "51 passed") {
 		t.Errorf("a newer kernel has results of an older one:\n%s", text)

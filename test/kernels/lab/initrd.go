@@ -56,11 +56,8 @@ func (a *archive) text(name, content string) error {
 	return a.entry(name, 0o100644, int64(len(content)), strings.NewReader(content))
 }
 
-// file packs a file or, with everything below it, a folder: of links what they lead to, as the guest has nothing else.
-func (a *archive) file(name, from string) error { return a.tree(name, from, false) }
-
-// tree packs a file or a folder. With links they stay links.
-func (a *archive) tree(name, from string, links bool) error {
+// file packs a file or, with everything below it, a folder. A link is followed, those within a folder stay links.
+func (a *archive) file(name, from string) error {
 	return filepath.WalkDir(from, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -70,7 +67,7 @@ func (a *archive) tree(name, from string, links bool) error {
 			return err
 		}
 		to := strings.TrimPrefix(path.Join(name, rel), "/")
-		if links && d.Type() == fs.ModeSymlink {
+		if p != from && d.Type() == fs.ModeSymlink {
 			target, err := os.Readlink(p)
 			if err != nil {
 				return err
@@ -235,7 +232,7 @@ func (l *Lab) initrd(g Guest, file string, job []byte) (missing []string, err er
 		}
 	}
 	if g.Userland {
-		if err := a.tree("/", l.userland, true); err != nil {
+		if err := a.file("/", l.userland); err != nil {
 			return nil, fmt.Errorf("put %s into the guest: %w", l.userland, err)
 		}
 	}
