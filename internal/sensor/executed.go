@@ -420,12 +420,11 @@ func (l *loop) vouches(r *digest.Result) bool {
 // sweepExecuted closes descriptors that nobody will want.
 func (l *loop) sweepExecuted(now time.Time) {
 	x := &l.executed
-	if x.watch == nil {
-		return
-	}
-	x.watch.Expire(now)
-	if why := x.watch.Hung(); why != "" {
-		l.notice("warning", "fanotify: "+why, "programs that end at once may have no hash there; find who mounted it")
+	if x.watch != nil {
+		x.watch.Expire(now)
+		if why := x.watch.Hung(); why != "" {
+			l.notice("warning", "fanotify: "+why, "programs that end at once may have no hash there; find who mounted it")
+		}
 	}
 	runs := make(map[event.FileID]bool, len(x.files))
 	if len(x.files) > 0 {
@@ -463,7 +462,7 @@ func (l *loop) sweepExecuted(now time.Time) {
 // lostDescriptors counts the files that were executed and could not be had.
 func (x *executed) lostDescriptors() uint64 {
 	if x.watch == nil {
-		return 0
+		return x.lost
 	}
 	s := x.watch.Stats()
 	return s.Failed + s.Dropped + s.Missed + x.lost

@@ -81,8 +81,8 @@ func (l *loop) scriptFound(id event.ProcessID, f script.File) {
 	known := l.table.Amend(id, func(p *event.Process) { p.ScriptFile, p.ScriptReason = f.ID, f.Reason })
 	if f.FD >= 0 {
 		inode := digest.Inode{Device: f.ID.Device, Number: f.ID.Inode}
-		if _, kept := l.executed.files[f.ID]; !known || kept || l.executed.watch == nil || l.digester.Known(inode, f.ID.Ctime, f.ID.Size) {
-			unix.Close(f.FD) // without a watch, nobody would sweep it
+		if _, kept := l.executed.files[f.ID]; !known || kept || l.digester.Known(inode, f.ID.Ctime, f.ID.Size) {
+			unix.Close(f.FD)
 		} else {
 			l.executed.hold(f.ID, &held{Descriptor: digest.Descriptor{FD: f.FD, Own: true}, inode: fanotify.Inode(inode)})
 		}

@@ -46,6 +46,7 @@ const (
 	ReasonErrno    = "could not be opened"
 	ReasonRead     = "could not be read"
 	ReasonMemory   = "in memory only (memfd), and ended before it could be opened"
+	ReasonScript   = "not kept open since it was found, or changed since"
 	ReasonYoung    = "ended, and too young to prove that it was not replaced"
 )
 

@@ -390,7 +390,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestScriptLedElsewhere: whose path leads to something else by now tells nothing of it, not even that it is there.
+// TestScriptLedElsewhere: a script is never opened by its path, which may lead to something else by now; of that nothing is told, not even
+// that it is there. What was opened for it when it was found is read.
 func TestScriptLedElsewhere(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -404,7 +405,25 @@ func TestScriptLedElsewhere(t *testing.T) {
 		if err := os.Symlink(to, p.Path); err != nil {
 			t.Fatal(err)
 		}
-		reason(t, want(t, start(t, Options{}), p), ReasonGone)
+		reason(t, want(t, start(t, Options{}), p), ReasonScript)
+	}
+	if err := os.Remove(p.Path); err != nil {
+		t.Fatal(err)
+	}
+	p = file(t, p.Path, []byte("x"))
+	p.ScriptFile = p.File
+	d := start(t, Options{})
+	reason(t, want(t, d, p), ReasonScript)
+	fd, err := unix.Open(p.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.ID.PID++ // the other one's failure is remembered
+	if exe, known := d.WantFile(p, Descriptor{FD: fd, Own: true}); known {
+		t.Fatalf("known: %+v", exe)
+	}
+	if r := receive(t, d); r.Executable.SHA256 != sumOf(t, p.Path) {
+		t.Errorf("with its descriptor: %+v", r.Executable)
 	}
 }
 

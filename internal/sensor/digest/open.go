@@ -3,7 +3,6 @@ package digest
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -73,6 +72,13 @@ func (d *Digester) open(a *asker) (*opened, *problem) {
 	if o := d.given(a); o != nil {
 		return o, nil
 	}
+	if !p.ScriptFile.IsZero() && p.ScriptFile == p.File {
+		// Its user may have led its path elsewhere since, and root would look there. What its user could open is held since it was found.
+		if p.File.Size > d.o.MaxSize {
+			return nil, because(ReasonSize)
+		}
+		return nil, because(ReasonScript)
+	}
 	path, plain := rawPath(p.Path)
 	plain = plain && !p.File.IsZero() // without an identity nothing but the process can tell which file is meant
 	if p.ID.PID == 0 && p.Path == "" {
@@ -117,10 +123,6 @@ func (d *Digester) open(a *asker) (*opened, *problem) {
 	}
 	if worst.reason == ReasonGone && strings.HasPrefix(p.Path, "/memfd:") {
 		worst = because(ReasonMemory)
-	}
-	if !p.ScriptFile.IsZero() && p.ScriptFile == p.File && worst.reason != ReasonSize {
-		// A script's user may have led its path elsewhere since, and root looks there: nobody is told what it found.
-		worst = because(ReasonGone)
 	}
 	return nil, worst
 }
@@ -393,41 +395,9 @@ func denied(p *problem, magic int64) *problem {
 
 // rawPath undoes event.Text. False: it is not a path that can be opened.
 func rawPath(text string) (string, bool) {
-	raw := make([]byte, 0, len(text))
-	for rest := text; rest != ""; {
-		if rest[0] != '\\' {
-			raw = append(raw, rest[0])
-			rest = rest[1:]
-			continue
-		}
-		b, n, err := unescape(rest)
-		if err != nil {
-			return "", false
-		}
-		raw = append(raw, b...)
-		rest = rest[n:]
-	}
-	if len(raw) == 0 || raw[0] != '/' || bytes.IndexByte(raw, 0) >= 0 || len(raw) >= pathMax {
+	raw, ok := event.Raw(text)
+	if !ok || len(raw) == 0 || raw[0] != '/' || bytes.IndexByte(raw, 0) >= 0 || len(raw) >= pathMax {
 		return "", false
 	}
 	return string(raw), true
-}
-
-// unescape reads one of \\, \xNN and \u{N} at the beginning of s, and how long it is.
-func unescape(s string) ([]byte, int, error) {
-	switch {
-	case len(s) >= 2 && s[1] == '\\':
-		return []byte{'\\'}, 2, nil
-	case len(s) >= 4 && s[1] == 'x':
-		v, err := strconv.ParseUint(s[2:4], 16, 8)
-		return []byte{byte(v)}, 4, err
-	case len(s) >= 5 && s[1] == 'u' && s[2] == '{':
-		for i := 3; i < len(s) && i < 12; i++ {
-			if s[i] == '}' {
-				v, err := strconv.ParseUint(s[3:i], 16, 21)
-				return []byte(string(rune(v))), i + 1, err
-			}
-		}
-	}
-	return nil, 0, fmt.Errorf("no escape: %w", os.ErrInvalid)
 }
