@@ -208,6 +208,7 @@ func (h *Hooks) attachProgram(a *attachment, name string) (link.Link, error) {
 		// Every thread that waits inside of the function holds one. Many need tracefs; without it the kernel gives a few per CPU.
 		l, err := link.Kretprobe(a.function, program, &link.KprobeOptions{RetprobeMaxActive: returnsMax, TraceFSPrefix: "picosnitch"})
 		if err != nil {
+			h.fewReturns = err
 			l, err = link.Kretprobe(a.function, program, nil)
 		}
 		return l, err
@@ -284,6 +285,12 @@ func (h *Hooks) State() []event.Hook {
 		out = append(out, event.Hook{
 			Name: "iter/bpf_sk_storage_map", Spare: true, Error: fmt.Sprint(h.refused[drainProgram]),
 			Cost: "nothing: every count takes the slower way through a table, and an accepted connection that moves no byte is seen when it is closed",
+		})
+	}
+	if h.fewReturns != nil {
+		out = append(out, event.Hook{
+			Name: "kretprobe/maxactive", Error: h.fewReturns.Error(),
+			Cost: "calls of threads that wait for the network when more than a few per CPU do: each is counted as skipped",
 		})
 	}
 	if h.noReaders != nil {

@@ -58,6 +58,7 @@ type Hooks struct {
 	drains     *link.Iter // over the sockets' states
 	tables     [2]swap
 	noReaders  error // why the tables have no iterators of their own, where they should
+	fewReturns error // why only a few calls at a time can be seen to return
 	tableUsed  uint64
 	datagrams  *datagrams
 	buffers    buffers
