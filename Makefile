@@ -84,6 +84,11 @@ generate: ## make the BPF objects again (needs clang, llvm and libbpf-dev)
 verifier: ## count again what this kernel's verifier looks at, and print what changed
 	$(SUDO) env PATH="$(PATH)" $(GO) test -count=1 -v -run TestVerifierBudget ./internal/sensor/kernel | $(GO) run ./test/verifier
 
+.PHONY: verifier-kernels
+verifier-kernels: ## the same on the kernels of distributions, in emulated machines (about a quarter of an hour)
+	{ $(SUDO) env PATH="$(PATH)" $(GO) run ./test/kernels/one ./internal/sensor/kernel -test.v -test.run TestVerifierBudget; \
+	$(SUDO) env PATH="$(PATH)" $(GO) run ./test/kernels/one -arch arm64 -kernels 6.1,6.12 -limit 20m ./internal/sensor/kernel -test.v -test.run TestVerifierBudget; } | $(GO) run ./test/verifier
+
 .PHONY: drift
 drift: generate ## fail if the committed BPF objects are not what the sources give
 	git diff --exit-code -- internal/sensor/kernel
