@@ -14,8 +14,9 @@ import (
 // walks look at the mounts of other mount namespaces. Who makes such a namespace chooses what lies on the way to its mount points, also
 // a FUSE file system that never answers: a goroutine of its own walks there, and may hang for ever.
 type walks struct {
-	own  uint32           // our mount namespace
-	walk func(walk) error // by a walker
+	own   uint32                 // our mount namespace
+	walk  func(walk) error       // by a walker
+	owner func(pid uint32) owner // never waits for a file system
 
 	mu     sync.Mutex // guards all below; never held while a file system is asked
 	met    map[uint32]time.Time
@@ -27,7 +28,11 @@ type walks struct {
 // walk is a mount namespace to look at, through a process in it.
 type walk struct {
 	pid, ns uint32
+	owner   owner // known when a walker has begun
 }
+
+// owner is the user whose namespaces these are, however deep he nested them; 0 is root.
+type owner uint32
 
 const (
 	// metAgain is after how long a namespace is looked at again: it has other mounts now, or its number is that of another.
@@ -39,10 +44,12 @@ const (
 	walkers     = 2
 	walkersHung = 16
 	walkSlow    = 2 * time.Second
+	// userHung is how many of them one user may hold up: whoever makes file systems that do not answer loses his own programs' hashes.
+	userHung = 4
 )
 
 func newWalks(f func(walk) error) *walks {
-	k := &walks{walk: f, met: map[uint32]time.Time{}, begun: map[*walk]time.Time{}}
+	k := &walks{walk: f, owner: ownerOf, met: map[uint32]time.Time{}, begun: map[*walk]time.Time{}}
 	var st unix.Stat_t
 	if unix.Stat("/proc/self/ns/mnt", &st) == nil {
 		k.own = uint32(st.Ino)
@@ -76,7 +83,7 @@ func (w *Watch) Elsewhere(pid, ns uint32) {
 		clear(k.met)
 	}
 	k.met[ns] = now
-	k.queue = append(k.queue, walk{pid, ns})
+	k.queue = append(k.queue, walk{pid: pid, ns: ns})
 	k.tend(now)
 }
 
@@ -100,7 +107,10 @@ func (k *walks) slow(now time.Time) (n int) {
 }
 
 func (k *walks) run(this *walk) {
-	err := k.walk(*this)
+	var err error
+	if of := k.owner(this.pid); k.admit(this, of) {
+		err = k.walk(*this)
+	}
 	now := time.Now()
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -109,6 +119,52 @@ func (k *walks) run(this *walk) {
 	}
 	delete(k.begun, this)
 	k.tend(now)
+}
+
+// admit reports whether a walker may go to namespaces of that user. If not, it is counted, and the next exec there asks again.
+func (k *walks) admit(this *walk, of owner) bool {
+	now := time.Now()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	this.owner = of
+	hung := 0
+	for b, at := range k.begun {
+		if b.owner == of && now.Sub(at) > walkSlow {
+			hung++
+		}
+	}
+	if of == 0 || hung < userHung {
+		return true
+	}
+	k.missed++
+	return false
+}
+
+// ownerOf asks who made the outermost user namespace around the mount namespace of a process (ioctl_ns(2)). Of root, and of what cannot be
+// asked, it is 0: that bounds nobody, and all walkers together are bounded still.
+func ownerOf(pid uint32) owner {
+	fd, err := unix.Open("/proc/"+strconv.FormatUint(uint64(pid), 10)+"/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	user, err := unix.IoctlRetInt(fd, unix.NS_GET_USERNS)
+	unix.Close(fd)
+	of := owner(0)
+	for err == nil {
+		var parent int
+		var uid uint32
+		if parent, err = unix.IoctlRetInt(user, unix.NS_GET_PARENT); err == nil { // it is not the initial one
+			if uid, err = unix.IoctlGetUint32(user, unix.NS_GET_OWNER_UID); err == nil {
+				of = owner(uid)
+			}
+		}
+		unix.Close(user)
+		user = parent
+		if err != nil && parent > 0 {
+			unix.Close(parent)
+		}
+	}
+	return of
 }
 
 // hung is how many walkers are slow, now.

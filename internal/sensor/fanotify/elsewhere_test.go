@@ -111,6 +111,76 @@ func TestNamespacesThatHangAreToldAndDoNotHoldUpOthers(t *testing.T) {
 	}
 }
 
+// A user whose namespaces hang does not keep walkers from those of others: they are given up, and counted.
+func TestUserWhoseNamespacesHangHoldsUpHimselfOnly(t *testing.T) {
+	w := start(t, Options{})
+	forever, walked := make(chan struct{}), make(chan walk, 64)
+	defer close(forever)
+	w.walks = newWalks(func(to walk) error {
+		if to.owner == 1000 {
+			<-forever
+		}
+		walked <- to
+		return nil
+	})
+	w.walks.owner = func(pid uint32) owner { return owner(pid) }
+	const namespaces = 2 * (walkersHung + walkers)
+	for ns := range uint32(namespaces) {
+		w.Elsewhere(1000, ns+1)
+	}
+	w.Elsewhere(1001, 1001)
+	w.Elsewhere(0, 1002)
+	others := 0
+	for end := time.After(time.Duration(userHung) * walkSlow); others < 2; {
+		w.Hung()
+		select {
+		case to := <-walked:
+			if to.owner == 1000 {
+				t.Errorf("walked %+v", to)
+			}
+			others++
+		case <-end:
+			t.Fatalf("%d of the 2 others were walked", others)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	if s := w.Stats(); s.Missed < namespaces-userHung-2*walkers {
+		t.Errorf("%d counted as missed, of %d", s.Missed, namespaces)
+	}
+}
+
+// The user is the one who made the outermost namespace, and not whom he made himself within.
+func TestOwnerOfNamespaces(t *testing.T) {
+	needRoot(t)
+	inner := exec.Command("sh", "-c", "exec setpriv --reuid 4321 --clear-groups unshare -U -r unshare -U -r -m sh -c 'echo; read end'")
+	in, err := inner.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := inner.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := inner.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { in.Close(); _ = inner.Wait() }()
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatalf("unshare: %v", err)
+	}
+	if of := ownerOf(uint32(inner.Process.Pid)); of != 4321 {
+		t.Errorf("of a user's: %d", of)
+	}
+	if of := ownerOf(uint32(os.Getpid())); of != 0 {
+		t.Errorf("of our own: %d", of)
+	}
+	before := descriptors(t)
+	ownerOf(uint32(inner.Process.Pid))
+	if now := descriptors(t); now != before {
+		t.Errorf("%d descriptors, before %d", now, before)
+	}
+}
+
 // TestNumbersOfOtherNamespacesAreUsedAgain: the device number of a private tmpfs is that of the next one.
 func TestNumbersOfOtherNamespacesAreUsedAgain(t *testing.T) {
 	w := start(t, Options{})
