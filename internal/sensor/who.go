@@ -2,6 +2,7 @@ package sensor
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -170,8 +171,8 @@ func (l *loop) call(p *event.Place) {
 func (l *loop) askName(p *event.Place, n *naming) {
 	n.next = time.Time{}
 	n.asked = l.who.lookups.ask(func() func() {
-		name := l.who.names.Name(p)
-		return func() { l.named(p, n, name) }
+		name, err := l.who.names.Name(p)
+		return func() { l.named(p, n, name, err) }
 	})
 	if !n.asked {
 		n.next = time.Now().Add(nameTries()[0])
@@ -179,7 +180,7 @@ func (l *loop) askName(p *event.Place, n *naming) {
 }
 
 // named takes in the name of a container, "" if there is none (yet).
-func (l *loop) named(p *event.Place, n *naming, name string) {
+func (l *loop) named(p *event.Place, n *naming, name string, err error) {
 	n.asked = false
 	if name != "" {
 		c := *p
@@ -191,6 +192,10 @@ func (l *loop) named(p *event.Place, n *naming, name string) {
 	if n.tries < len(nameTries()) && len(p.Container) == 64 && p.Owner == "" {
 		n.next = time.Now().Add(nameTries()[n.tries])
 		n.tries++
+		return
+	}
+	if err != nil { // else it has none
+		l.notice("warning", fmt.Sprintf("the name of container %s could not be read: %s", p.Container, event.Text([]byte(err.Error()))), "its id is recorded")
 	}
 }
 

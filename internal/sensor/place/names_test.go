@@ -46,8 +46,8 @@ func TestNames(t *testing.T) {
 		{"containerd", id2, "", "blue"},
 		{"lxc", id, "", ""},
 	} {
-		if got := (Names{Root: root}).Name(&event.Place{Kind: event.PlaceContainer, Runtime: c.runtime, Container: c.id, Owner: c.owner}); got != c.want {
-			t.Errorf("%s %.8s of %q: %q, want %q", c.runtime, c.id, c.owner, got, c.want)
+		if got, err := (Names{Root: root}).Name(&event.Place{Kind: event.PlaceContainer, Runtime: c.runtime, Container: c.id, Owner: c.owner}); got != c.want || err != nil {
+			t.Errorf("%s %.8s of %q: %q, want %q, %v", c.runtime, c.id, c.owner, got, c.want, err)
 		}
 	}
 }
@@ -69,7 +69,11 @@ func TestHostileNames(t *testing.T) {
 	} {
 		root := t.TempDir()
 		put(t, root+"/var/lib/docker/containers/"+id+"/config.v2.json", c.text)
-		if got := (Names{Root: root}).Name(&event.Place{Kind: event.PlaceContainer, Runtime: "docker", Container: id}); got != c.want {
+		got, err := (Names{Root: root}).Name(&event.Place{Kind: event.PlaceContainer, Runtime: "docker", Container: id})
+		if (err == nil) != (got != "") {
+			t.Errorf("%s: %q with error %v: a file that is there has a name or a reason", name, got, err)
+		}
+		if got != c.want {
 			t.Errorf("%s: %.100q, want %.100q", name, got, c.want)
 		}
 	}
@@ -82,7 +86,7 @@ func TestHostileNames(t *testing.T) {
 	if err := os.Symlink(root+"/secret", dir+"/config.v2.json"); err != nil {
 		t.Fatal(err)
 	}
-	if got := (Names{Root: root}).Name(&event.Place{Kind: event.PlaceContainer, Runtime: "docker", Container: id}); got != "" {
+	if got, err := (Names{Root: root}).Name(&event.Place{Kind: event.PlaceContainer, Runtime: "docker", Container: id}); got != "" || err == nil {
 		t.Errorf("a link was followed to %q", got)
 	}
 }
