@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -116,13 +117,10 @@ func (d *adder) segment(interval int, actors, peers []byte) error {
 	if err != nil {
 		return err
 	}
-	d.groups = d.groups[:0]
-	if actors == nil {
-		d.groups = append(d.groups, make([]int32, n)...)
-	} else {
-		for _, k := range d.b.Key {
-			d.groups = append(d.groups, d.keys[k])
-		}
+	d.groups = slices.Grow(d.groups[:0], n)[:n]
+	clear(d.groups)
+	for i, k := range d.b.Key {
+		d.groups[i] = d.keys[k]
 	}
 	some = d.peers(p.remote, d.b.Remote, p.by == Address || p.by == Country)
 	some = d.peers(p.domain, d.b.Domain, p.by == Domain) && some
