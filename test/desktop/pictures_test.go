@@ -29,6 +29,7 @@ func happened() []notify.Notice {
 		{Kind: notify.ChangedScript, Name: "bash", Path: "/usr/bin/bash", Script: "/home/ann/bin/deploy", SHA256: sum, Before: before},
 		{Kind: notify.Tampered, Name: "sshd", Path: "/usr/sbin/sshd", SHA256: sum, Before: before, Origin: "differs from package openssh-server 9.2p1-2", Hint: "if you did not do it: install package openssh-server again, and find out who did"},
 		{Kind: notify.Modified, Name: "agent", Path: "/opt/agent/agent", SHA256: sum, Detail: "written to by /usr/bin/dd"},
+		{Kind: notify.DataLimit, Key: "80 % of 50 GB per month, all programs over wwan0", Detail: "all programs over wwan0: 40.1 GB of 50 GB per month used", Hint: "9.87 GB left until Thursday, 17 December 00:00"},
 		{Kind: notify.Failure, Key: "x", Detail: "the session bus of uid 1001 does not answer", Hint: "see picosnitch status"},
 		{Kind: notify.Loss, Key: "exec", Detail: "program starts that the kernel did not report because the ring buffer was full: 12", Hint: "raise \"Perf ring buffer (pages)\""},
 		{Kind: notify.Suspicious, Name: "miner", Path: "/tmp/.x/miner", SHA256: sum, Detail: "41 of 70 scanners say malicious, 2 suspicious"},
