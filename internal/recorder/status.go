@@ -12,6 +12,7 @@ import (
 	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/budget"
 	"github.com/picosnitch/picosnitch/internal/recorder/desk"
+	"github.com/picosnitch/picosnitch/internal/recorder/feed"
 	"github.com/picosnitch/picosnitch/internal/recorder/remote"
 	"github.com/picosnitch/picosnitch/internal/recorder/store"
 	"github.com/picosnitch/picosnitch/internal/recorder/virustotal"
@@ -133,11 +134,9 @@ func ReadStatus(ctx context.Context, path string) (Status, error) {
 }
 
 // greet is what a new reader of the feed gets first: the status, and the line that opened the stream.
-func (r *recorder) greet() [][]byte {
+func (r *recorder) greet(f *feed.Feed) [][]byte {
 	s := *r.status.Load()
-	if r.feed != nil {
-		s.Feed = FeedStatus{r.feed.Readers(), r.feed.Dropped(), r.feed.Refused()}
-	}
+	s.Feed = FeedStatus{f.Readers(), f.Dropped(), f.Refused()}
 	if r.desk != nil {
 		s.Desktops = r.desk.Status()
 	}

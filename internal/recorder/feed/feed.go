@@ -30,7 +30,7 @@ const (
 
 // Feed serves readers. Its methods are safe for concurrent use.
 type Feed struct {
-	greet func() [][]byte
+	greet func(*Feed) [][]byte
 	l     *net.UnixListener
 
 	mu      sync.Mutex
@@ -53,8 +53,9 @@ type reader struct {
 }
 
 // Listen makes the socket in dir (made if it is missing) and serves readers until Close. Every reader first gets the
-// lines that greet returns, each ending in a newline; greet is called from other goroutines.
-func Listen(dir string, greet func() [][]byte) (*Feed, error) {
+// lines that greet returns, each ending in a newline; greet is called from other goroutines, with the
+// Feed, also before Listen has returned it.
+func Listen(dir string, greet func(*Feed) [][]byte) (*Feed, error) {
 	if err := os.Mkdir(dir, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("live feed: %w", err)
 	}
@@ -100,7 +101,7 @@ func (f *Feed) accept() {
 			continue
 		}
 		r := &reader{c: c, wake: make(chan struct{}, 1)}
-		for _, line := range f.greet() {
+		for _, line := range f.greet(f) {
 			r.buf = append(r.buf, line...)
 		}
 		f.mu.Lock()

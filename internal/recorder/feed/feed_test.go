@@ -28,7 +28,7 @@ func listen(t *testing.T) (*Feed, string) {
 	if err := os.Chmod(dir, 0o750|fs.ModeSetgid); err != nil {
 		t.Fatal(err)
 	}
-	f, err := Listen(dir, func() [][]byte { return [][]byte{[]byte("hello\n")} })
+	f, err := Listen(dir, func(*Feed) [][]byte { return [][]byte{[]byte("hello\n")} })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +155,7 @@ func TestStaleSocketAndBadDirectory(t *testing.T) {
 	if _, err := os.Stat(path); err != nil {
 		t.Fatal(err)
 	}
-	f, err := Listen(filepath.Dir(path), func() [][]byte { return nil })
+	f, err := Listen(filepath.Dir(path), func(*Feed) [][]byte { return nil })
 	if err != nil {
 		t.Fatalf("a stale socket is an obstacle: %v", err)
 	}

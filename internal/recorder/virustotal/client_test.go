@@ -207,9 +207,9 @@ func TestServerInTrouble(t *testing.T) {
 			io.WriteString(w, `{"error":{"code":"QuotaExceededError","message":"`+secret+`"}}`)
 		},
 		// Neither of them is VirusTotal: nothing is known, sent or given up by their word.
-		"404 of another server": func(_ *vt, w http.ResponseWriter) { http.Error(w, "<html>not here", 404) },
-		"403 of a proxy":        func(_ *vt, w http.ResponseWriter) { http.Error(w, "<html>log in first", 403) },
-		"401 of a proxy":        func(_ *vt, w http.ResponseWriter) { http.Error(w, "<html>log in first", 401) },
+		"404 of another server": func(_ *vt, w http.ResponseWriter) { http.Error(w, "<html>not here", http.StatusNotFound) },
+		"403 of a proxy":        func(_ *vt, w http.ResponseWriter) { http.Error(w, "<html>log in first", http.StatusForbidden) },
+		"401 of a proxy":        func(_ *vt, w http.ResponseWriter) { http.Error(w, "<html>log in first", http.StatusUnauthorized) },
 		"drop by drop": func(v *vt, w http.ResponseWriter) {
 			for {
 				io.WriteString(w, " ")
