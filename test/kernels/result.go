@@ -114,7 +114,7 @@ func (r *Result) run(ctx context.Context, o options, l *lab.Lab, p programs, k l
 		slow = 3
 	}
 	var steps []lab.Step
-	if o.doctor && !slices.Equal(o.parts, []string{"unit"}) { // the fast matrix loads hooks as seldom as it can: it takes most of the time
+	if o.doctor && o.take == "" && !slices.Equal(o.parts, []string{"unit"}) { // the fast matrix loads hooks as seldom as it can: it takes most of the time
 		steps = append(steps, lab.Step{Name: "doctor", Args: []string{"/picosnitch", "doctor", "--json"}, Limit: slow * 2 * time.Minute})
 	}
 	for _, pkg := range p.tests {
