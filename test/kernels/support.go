@@ -124,7 +124,7 @@ Written by `+"`make kernels`"+`; do not edit. Each kernel is Debian's, unchanged
 - **faults**: starts with something taken away.
 - **service**: the unit that `+"`picosnitch systemd`"+` writes, under a systemd that is the machine's first process.
 
-*Some* means: a choice of them, as `+"`make kernels-fast`"+` runs it. Each part stands as it was when it ran last. On arm64 faults and service are not run: they are the same code.
+*Some* means that not all of them ran. Each part stands as it was when it ran last. On arm64 faults and service are not run: they are the same code.
 
 | kernel | architecture | hook set | self test | tests | scenarios | faults | service | QEMU |
 |---|---|---|---|---|---|---|---|---|
