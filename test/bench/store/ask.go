@@ -93,6 +93,11 @@ func questions(ctx context.Context, l *query.Local) ([]question, error) {
 	}...), nil
 }
 
+// dimensions are those of a local database, which has one host.
+func dimensions() []query.Dimension {
+	return slices.DeleteFunc(query.Dimensions(), func(d query.Dimension) bool { return d == query.Host })
+}
+
 // ranges end at an odd second, so that the hours at both ends are cut.
 var ranges = []struct {
 	name string
@@ -171,7 +176,7 @@ func askAll(ctx context.Context, path string) (slow int, err error) {
 func filters(ctx context.Context, l *query.Local) ([][]query.Filter, error) {
 	one := make(map[query.Dimension]query.Filter)
 	all := [][]query.Filter{nil}
-	for _, d := range query.Dimensions() {
+	for _, d := range dimensions() {
 		value, err := busiest(ctx, l, d)
 		if err != nil {
 			return nil, err
@@ -242,7 +247,7 @@ func askProduct(ctx context.Context, path string) (slow int, err error) {
 	if err := errors.Join(err, l.Close()); err != nil {
 		return 0, err
 	}
-	by := append(query.Dimensions(), query.None)
+	by := append(dimensions(), query.None)
 	head := func(text string) {
 		fmt.Printf("\n%s (limit %d ms)\n%-28s", text, anyGrouping.Milliseconds(), "")
 		for _, d := range by {
