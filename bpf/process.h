@@ -241,7 +241,9 @@ int find_processes(struct bpf_iter__task *ctx)
 	at = build(room, task, NULL, KIND_FOUND, &size);
 	asm volatile("" : "+r"(at), "+r"(size));
 	if (at && at <= PATH_END && size <= REPORT_MAX)
-		bpf_seq_write(seq, &room->data[at], size);
+		bpf_seq_write(seq, &room->data[at], size); /* what does not fit is asked for again: bpf_seq_read() */
+	else
+		tally(TALLY_LOST_EXEC, 1);
 	return 0;
 }
 
