@@ -43,7 +43,7 @@ func TestKilled(t *testing.T) {
 	targets(t, func(t *testing.T, g *target) {
 		dir := spoolDir(t)
 		told, running := 0, true
-		for round := range 8 {
+		for round := range 6 {
 			c := exec.Command("/proc/self/exe")
 			c.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d %s", killedEnv, g.dialect, dir, g.Port, g.database))
 			var out bytes.Buffer

@@ -128,7 +128,9 @@ func questions(dimensions []query.Dimension) (all []query.Question) {
 		{"parent=/usr/bin/bash"},
 	}
 	for i, d := range dimensions {
-		for j, rng := range ranges {
+		for k := range 2 { // each dimension with other ones
+			j := (i + 2*k) % len(ranges)
+			rng := ranges[j]
 			var where []query.Filter
 			for _, s := range wheres[(i*len(ranges)+j)%len(wheres)] {
 				f, err := query.ParseFilter(s)
@@ -197,7 +199,7 @@ func TestRead(t *testing.T) {
 				if d := gocmp.Diff(want, got); d != "" {
 					t.Fatalf("%s %+v: %s", c.table, q, d)
 				}
-				if step := query.Hour + query.Step(i%4); i%2 == 0 || step != query.Hour {
+				if step := query.Hour + query.Step(i/3%4); i%3 == 0 {
 					zone := []*time.Location{paris, time.UTC, time.FixedZone("odd", 5*3600+45*60)}[int(step)%3]
 					if c.table != "" && step == query.Hour {
 						zone = time.UTC // an hour of the text is one of every whole zone
@@ -214,7 +216,7 @@ func TestRead(t *testing.T) {
 						t.Fatalf("%s %+v, step %d: %s", c.table, q, step, d)
 					}
 				}
-				if len(q.Where) > 0 {
+				if len(q.Where) > 0 && i%4 == 1 { // a few: the file takes its time under the race detector
 					want, err1 := local.Seen(t.Context(), q.Where)
 					got, err2 := far.Seen(t.Context(), q.Where)
 					if want != got || err1 != nil || err2 != nil {
@@ -251,7 +253,7 @@ func TestRead(t *testing.T) {
 				slices.SortStableFunc(rows, func(a, b query.Record) int { return cmp.Compare(fmt.Sprintf("%+v", a), fmt.Sprintf("%+v", b)) })
 				return rows
 			}
-			for _, q := range questions([]query.Dimension{query.Exe, query.Name}) {
+			for _, q := range questions([]query.Dimension{query.Exe}) {
 				if d := gocmp.Diff(read(local, q.Where, q.Range), read(far, q.Where, q.Range)); d != "" {
 					t.Fatalf("%s records %+v: %s", c.table, q, d)
 				}
@@ -259,7 +261,7 @@ func TestRead(t *testing.T) {
 			if n := len(read(far, nil, query.Range{})); n != 9*120+len(windows.Hostile(1).Records) {
 				t.Errorf("%d rows", n)
 			}
-			for _, text := range []string{"PROGRAM-1", "www.example-7", "%", "_", `\`, "'", "93.0.0.3"} {
+			for _, text := range []string{"PROGRAM-1", "www.example-7", "%", "_", `\`} {
 				known, err1 := local.Search(t.Context(), text, 1000)
 				found, err2 := far.Search(t.Context(), text, 1000)
 				if err1 != nil || err2 != nil {
