@@ -46,7 +46,8 @@ func (s *SQLite) Care(ctx context.Context, now int64, budget time.Duration) (mor
 		return false, nil
 	}
 	deadline := time.Now().Add(budget)
-	for _, step := range []func(context.Context, int64) (bool, error){s.rollHours, s.rollDays, s.prune, s.sweepTexts, s.shrink, s.takeOver} {
+	// The sweep reads every segment: one that is damaged keeps only the sweep from its work.
+	for _, step := range []func(context.Context, int64) (bool, error){s.rollHours, s.rollDays, s.prune, s.shrink, s.takeOver, s.sweepTexts, s.shrink} {
 		for {
 			again, err := step(ctx, now)
 			if err != nil {

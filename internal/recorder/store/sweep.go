@@ -14,13 +14,15 @@ import (
 const (
 	sweepSegments = 1 << 5
 	sweepRows     = 1 << 14
+	sweepNames    = 1 << 9
 	sweepTexts    = 1 << 9
 )
 
 // sweep is the deletion of texts (addresses, domains, programs, …) that nothing names any more. It begins when days were deleted. First what
-// is named is marked: by the segments, by the raw rows (their local addresses are in no segment), by the rows that are in no segment yet. Then
-// what is not marked is deleted, a bounded piece in each transaction, after what was written since is marked in the same one. So
-// whoever writes meanwhile, also another program, nothing that is named is deleted. A sweep that is interrupted begins anew.
+// is named is marked: by the segments, by the raw rows (their local addresses are in no segment), by the rows that are in no segment yet, and, once
+// the actors that nobody names are gone, by those that stay. Then what is not marked is deleted, a bounded piece in each transaction, after what was
+// written since is marked in the same one. So whoever writes meanwhile, also another program, nothing that is named is deleted. A sweep that is
+// interrupted, or meets a row that it cannot read, begins anew: what that row names cannot be known, so nothing is deleted.
 type sweep struct {
 	rollups int64 // the progress of deletion at which it began
 
@@ -28,10 +30,13 @@ type sweep struct {
 	raw, upTo int64 // raw rows up to raw have their local address marked; those up to upTo have to
 	tail      int64 // raw rows up to this one that no segment held when it began are marked
 
-	actors, addresses, domains marks
-	table                      int   // of tables: which one is being cleaned
-	id                         int64 // its rows up to this one are done
-	program                    int64 // the greatest program that an actor which is deleted had
+	actors, addresses, domains    marks
+	places, programs, executables marks
+	table                         int   // of tables: which one is being cleaned
+	id                            int64 // its rows up to this one are done
+	program                       int64 // the greatest program that an actor which is deleted had
+	actor                         int64 // actors up to this one have what they name marked
+	later                         int64 // so have the programs after program up to this one
 }
 
 // marks is a set of numbers of rows.
@@ -70,16 +75,20 @@ func (s *SQLite) sweepTexts(ctx context.Context, _ int64) (bool, error) {
 		}
 		s.care.sweep = w
 	}
-	for _, mark := range []func(context.Context, *sweep) (bool, error){s.markSegments, s.markLocal, s.markTail} {
+	again, err := s.sweepStep(ctx, w)
+	if err != nil {
+		s.care.sweep = nil // what was marked is not all, or of another state than what is there
+	}
+	return again && err == nil, err
+}
+
+func (s *SQLite) sweepStep(ctx context.Context, w *sweep) (bool, error) {
+	for _, mark := range []func(context.Context, *sweep) (bool, error){s.markSegments, s.markLocal, s.markTail, s.markNames} {
 		if again, err := mark(ctx, w); again || err != nil {
 			return again, err
 		}
 	}
-	again, err := s.deleteTexts(ctx, w)
-	if err != nil {
-		s.care.sweep = nil // what was marked may be of another state than what is there
-	}
-	return again && err == nil, err
+	return s.deleteTexts(ctx, w)
 }
 
 func (s *SQLite) newSweep(ctx context.Context, rollups int64) (*sweep, error) {
@@ -163,25 +172,92 @@ func (s *SQLite) mark(ctx context.Context, after *int64, upTo int64, q string, w
 	return some, rows.Err()
 }
 
+// markNames marks what some actors name, and the programs that are younger than all that were deleted: a program of which nothing is logged is
+// named by nothing from the first. It reports whether there were any.
+func (s *SQLite) markNames(ctx context.Context, w *sweep) (bool, error) {
+	if w.table <= tableActors { // some of them are still to go
+		return false, nil
+	}
+	rows, err := s.triples(ctx, "SELECT id, program, coalesce(place, 0) FROM actors WHERE id > ? ORDER BY id LIMIT ?", w.actor, sweepNames)
+	if err != nil {
+		return false, err
+	}
+	for _, r := range rows {
+		if err := errors.Join(s.markProgram(ctx, w, r[1]), w.places.add(r[2])); err != nil {
+			return false, err
+		}
+		w.actor = r[0]
+	}
+	if len(rows) > 0 {
+		return true, nil
+	}
+	// The last one stays whatever it is.
+	rows, err = s.triples(ctx, "SELECT id, 0, 0 FROM programs WHERE id > max(min(?, (SELECT max(id) - 1 FROM programs)), ?) ORDER BY id LIMIT ?", w.program, w.later, sweepNames)
+	if err != nil {
+		return false, err
+	}
+	for _, r := range rows {
+		if err := s.markProgram(ctx, w, r[0]); err != nil {
+			return false, err
+		}
+		w.later = r[0]
+	}
+	return len(rows) > 0, nil
+}
+
+// markProgram marks a program, its ancestors, and what they name.
+func (s *SQLite) markProgram(ctx context.Context, w *sweep, id int64) error {
+	for id != 0 && !w.programs.has(id) {
+		r, err := s.triples(ctx, "SELECT executable, coalesce(script, 0), coalesce(parent, 0) FROM programs WHERE id = ?", id)
+		if err != nil {
+			return err
+		}
+		if len(r) == 0 {
+			return fmt.Errorf("the database names program %d, which it does not have: `picosnitch db check` examines it", id)
+		}
+		if err := errors.Join(w.programs.add(id), w.executables.add(r[0][0]), w.executables.add(r[0][1])); err != nil {
+			return err
+		}
+		id = r[0][2]
+	}
+	return nil
+}
+
+// triples returns the rows of a query of three numbers.
+func (s *SQLite) triples(ctx context.Context, q string, args ...any) (all [][3]int64, err error) {
+	rows, err := s.conn.QueryContext(ctx, q, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var r [3]int64
+		if err := rows.Scan(&r[0], &r[1], &r[2]); err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	return all, rows.Err()
+}
+
 // sweptTable is a table of texts.
 type sweptTable struct {
 	name   string
-	marked *marks // what is named; nil: rest says it
-	// rest finds rows that nothing names, for the tables that only tables name; ?1 is sweep.program, ?2 how many.
-	rest string
+	marked *marks // what is named
 }
+
+const tableActors = 2 // of tables
 
 // tables are in the order in which they name each other. The last row of a table stays whatever it is: its number must not be given again, to a
 // reader that remembers what it was.
 func (w *sweep) tables() []sweptTable {
 	return []sweptTable{
-		{name: "addresses", marked: &w.addresses},
-		{name: "domains", marked: &w.domains},
-		{name: "actors", marked: &w.actors},
-		{name: "places", rest: "SELECT id FROM places WHERE id < (SELECT max(id) FROM places) AND ?1 >= 0 EXCEPT SELECT place FROM actors LIMIT ?2"},
-		// A program of which nothing is logged is named by nothing from the first. When it is older than one that is deleted, so is it.
-		{name: "programs", rest: "SELECT id FROM programs WHERE id < (SELECT max(id) FROM programs) AND id <= ?1 EXCEPT SELECT program FROM actors EXCEPT SELECT parent FROM programs LIMIT ?2"},
-		{name: "executables", rest: "SELECT id FROM executables WHERE id < (SELECT max(id) FROM executables) AND ?1 >= 0 EXCEPT SELECT executable FROM programs EXCEPT SELECT script FROM programs LIMIT ?2"},
+		{"addresses", &w.addresses},
+		{"domains", &w.domains},
+		{"actors", &w.actors},
+		{"places", &w.places},
+		{"programs", &w.programs},
+		{"executables", &w.executables},
 	}
 }
 
@@ -196,7 +272,7 @@ func (s *SQLite) deleteTexts(ctx context.Context, w *sweep) (bool, error) {
 	deleted := false
 	err := s.inTransaction(ctx, func() error {
 		// What was written since it was looked for: by us between two steps, or by another program.
-		for _, mark := range []func(context.Context, *sweep) (bool, error){s.markSegments, s.markTail} {
+		for _, mark := range []func(context.Context, *sweep) (bool, error){s.markSegments, s.markTail, s.markNames} {
 			for again := true; again; {
 				var err error
 				if again, err = mark(ctx, w); err != nil {
@@ -240,13 +316,6 @@ func (s *SQLite) deleteTexts(ctx context.Context, w *sweep) (bool, error) {
 
 // unnamed returns rows of a table that nothing names, and the row at which it goes on; 0: it is done.
 func (s *SQLite) unnamed(ctx context.Context, w *sweep, t *sweptTable) (ids []int64, last int64, err error) {
-	if t.marked == nil {
-		ids, err := s.numbers(ctx, t.rest, w.program, sweepTexts)
-		if len(ids) > 0 { // deleting some may free others
-			last = 1
-		}
-		return ids, last, err
-	}
 	all, err := s.numbers(ctx, "SELECT id FROM "+t.name+" WHERE id > ? AND id < (SELECT max(id) FROM "+t.name+") ORDER BY id LIMIT ?", w.id, sweepRows)
 	if err != nil {
 		return nil, 0, err

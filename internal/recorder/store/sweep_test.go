@@ -146,3 +146,91 @@ func TestSweep(t *testing.T) {
 		t.Error("it is swept again though nothing was deleted")
 	}
 }
+
+// TestSweepDamaged: what a roll-up that cannot be read names is not known, so nothing is deleted; it is said each time; pages are given back nevertheless.
+func TestSweepDamaged(t *testing.T) {
+	const day = 86400
+	s := openTest(t, filepath.Join(t.TempDir(), "snitch.db"))
+	for d := range 6 {
+		if err := s.Write(t.Context(), visit("a", d+1, int64(d+1)*day+100, "x", byte(d+1))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now := int64(7*day + 100)
+	s.SetKeep(Keep{Days: 100, RawDays: 1}) // raw rows go, their sums stay
+	careAll(t, s, now, func(int) {})
+	if _, err := s.conn.ExecContext(t.Context(), "UPDATE segment_actors SET data = x'00' WHERE segment = (SELECT id FROM segments WHERE seconds = 3600 AND bucket = 5*24)"); err != nil {
+		t.Fatal(err)
+	}
+	before := texts(t, s)
+	s.SetKeep(Keep{Days: 4, RawDays: 1})
+	for range 3 {
+		for failed := false; !failed; {
+			s.care.idle, s.care.settled, s.care.seen = 0, 1, now
+			more, err := s.Care(t.Context(), now, 0)
+			if failed = err != nil; !failed && !more {
+				t.Fatal("the damage is not told")
+			}
+		}
+	}
+	if s.care.vacuum {
+		t.Error("the pages of deleted days are not given back")
+	}
+	if d := cmp.Diff(before, texts(t, s)); d != "" {
+		t.Error("deleted, though what the damaged roll-up names is not known:", d)
+	}
+}
+
+// TestSweepOfMany: a step looks at a bounded number of rows, so that it holds up no writer, and in the end what is named is there.
+func TestSweepOfMany(t *testing.T) {
+	const day, many = 86400, 20_000
+	s := openTest(t, filepath.Join(t.TempDir(), "snitch.db"))
+	if err := s.Write(t.Context(), visit("a", 1, day, "old", 1)); err != nil {
+		t.Fatal(err)
+	}
+	// Chains of four programs; nobody names every second one. The next window's are younger.
+	for _, q := range []string{
+		fmt.Sprintf("WITH RECURSIVE n(i) AS (SELECT 1000 UNION ALL SELECT i + 1 FROM n WHERE i < %d) INSERT INTO programs (id, key, executable, name, cmdline, script_kind, parent) SELECT i, i, 1, 'sh', '', '', CASE WHEN i %% 4 THEN i - 1 END FROM n", 999+many),
+		"INSERT INTO actors (program, uid, kind, net_ns) SELECT id, 0, 1, 0 FROM programs WHERE id % 8 = 3 AND id >= 1000",
+		"INSERT INTO actors (program, uid, kind, net_ns) SELECT id, 0, 1, 1 FROM programs WHERE id % 8 = 7 AND id >= 1000",
+	} {
+		if _, err := s.conn.ExecContext(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Write(t.Context(), visit("a", 2, 5*day, "new", 2)); err != nil {
+		t.Fatal(err)
+	}
+	// A raw row names each of the first half.
+	if _, err := s.conn.ExecContext(t.Context(), "INSERT INTO raw (id, actor, local_port, remote_port, conns, sent, received) SELECT (SELECT max(id) FROM raw) + 1 + row_number() OVER (), id, 1, 1, 0, 1, 1 FROM actors WHERE net_ns = 0 AND program >= 1000"); err != nil {
+		t.Fatal(err)
+	}
+	w := &sweep{}
+	steps, greatest := 0, int64(0)
+	between := func(table string, from, to int64) {
+		n, err := s.numbers(t.Context(), "SELECT count(*) FROM "+table+" WHERE id > ? AND id <= ?", from, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		greatest = max(greatest, n[0])
+	}
+	for again := true; again; steps++ {
+		actor, later := w.actor, w.later
+		var err error
+		if again, err = s.sweepStep(t.Context(), w); err != nil {
+			t.Fatal(err)
+		}
+		between("actors", actor, w.actor)
+		between("programs", max(later, w.program), w.later)
+	}
+	var kept, dangling int
+	if err := s.conn.QueryRowContext(t.Context(), "SELECT count(*) FROM programs WHERE id BETWEEN 1000 AND 999 + ?", many).Scan(&kept); err != nil || kept != many/2 {
+		t.Errorf("%d of %d programs are kept, want half of them (%v)", kept, many, err)
+	}
+	if err := s.conn.QueryRowContext(t.Context(), "SELECT count(*) FROM pragma_foreign_key_check").Scan(&dangling); err != nil || dangling != 0 {
+		t.Errorf("%d rows name what is deleted, %v", dangling, err)
+	}
+	if greatest == 0 || greatest > sweepNames {
+		t.Errorf("%d steps, %d rows in one", steps, greatest)
+	}
+}
