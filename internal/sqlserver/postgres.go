@@ -48,6 +48,7 @@ func Postgres(params map[string]string, passfile *string) (*pgconn.Config, error
 	}
 	d := &net.Dialer{KeepAliveConfig: keepAlive()}
 	c.DialFunc = d.DialContext
+	c.MaxProtocolMessageBodyLen = maxMessage
 	c.OnNotice = func(*pgconn.PgConn, *pgconn.Notice) {} // "relation already exists"
 	return c, nil
 }

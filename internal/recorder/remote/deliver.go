@@ -144,9 +144,10 @@ func (r *Remote) pause(ctx context.Context, ready <-chan struct{}, d time.Durati
 	}
 }
 
-func (r *Remote) dial(ctx context.Context) (server, error) {
+func (r *Remote) dial(ctx context.Context) (s server, err error) {
 	ctx, cancel := context.WithTimeout(ctx, sendLimit)
 	defer cancel()
+	defer understood(&err)
 	if r.o.Dialect == Postgres {
 		return dialPostgres(ctx, r.o, r.opt.Zone)
 	}
@@ -159,7 +160,7 @@ func (r *Remote) deliver(ctx context.Context, s server, asked *string) (held tim
 	ctx, cancel := context.WithTimeout(ctx, sendLimit)
 	defer cancel()
 	if chain := r.spool.Chain(); chain != *asked {
-		last, err := s.last(ctx, chain)
+		last, err := ask(ctx, s, chain)
 		if err != nil {
 			return 0, false, err
 		}
@@ -184,7 +185,7 @@ func (r *Remote) deliver(ctx context.Context, s server, asked *string) (held tim
 	if held > 0 {
 		return held, false, nil
 	}
-	err = s.send(ctx, d)
+	err = send(ctx, s, d)
 	if errors.Is(err, errThere) {
 		// Committed after we had asked: by a connection of ours that we took for dead.
 		*asked = ""
@@ -205,6 +206,24 @@ func (r *Remote) deliver(ctx context.Context, s server, asked *string) (held tim
 	r.status.Last = r.opt.Clock().Unix()
 	r.mu.Unlock()
 	return 0, true, nil
+}
+
+func ask(ctx context.Context, s server, chain string) (n uint64, err error) {
+	defer understood(&err)
+	return s.last(ctx, chain)
+}
+
+func send(ctx context.Context, s server, d *delivery) (err error) {
+	defer understood(&err)
+	return s.send(ctx, d)
+}
+
+// understood makes an error of a panic. The library for MariaDB and MySQL looks for the parts of a packet without asking whether they are there:
+// who answers with a packet that is too short must not end the recorder.
+func understood(err *error) {
+	if x := recover(); x != nil {
+		*err = &answerError{fmt.Sprint(x)}
+	}
 }
 
 // prepare decodes a batch. It is shortened to what need not wait for a hash any more, and held tells how long the first frame

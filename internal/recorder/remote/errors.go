@@ -22,7 +22,19 @@ const (
 	classRights = "rights"
 	classSchema = "schema"
 	classFile   = "file"
+	classAnswer = "answer"
 )
+
+// Bounds of an answer: a table has 1,600 columns at most (PostgreSQL), or 4,096 (MariaDB).
+const (
+	maxAnswerRows  = 4096
+	maxAnswerBytes = 1 << 20
+)
+
+// answerError is an answer that no server gives to the question.
+type answerError struct{ text string }
+
+func (e *answerError) Error() string { return "its answer is none to what was asked: " + e.text }
 
 // createError is a statement of the first run that was refused.
 type createError struct {
@@ -37,6 +49,7 @@ func (e *createError) Unwrap() error { return e.err }
 func classify(err error) (class, hint string) {
 	var create *createError
 	var drift *schemaError
+	var answer *answerError
 	var file *fs.PathError
 	var set *sqlserver.SettingsError
 	var network net.Error
@@ -45,6 +58,8 @@ func classify(err error) (class, hint string) {
 		return classRights + classSchema, "grant CREATE for the first start, or run as the administrator: " + create.statement
 	case errors.As(err, &drift):
 		return classSchema, "give \"table_name\" another name and picosnitch makes a table, or add the columns; docs/fleet.md has them"
+	case errors.As(err, &answer):
+		return classAnswer, "is it the server that is meant? Look at host and port; with \"sslmode\": \"verify-full\" or ssl_ca nobody else can answer"
 	case errors.As(err, &file), errors.As(err, &set):
 		return classFile, "look at the ssl… parameters of \"DB sql server\"; the recorder opens their files without any right: they must be readable for everybody or for the account picosnitch (or uid 63147)"
 	}

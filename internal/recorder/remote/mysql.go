@@ -35,6 +35,7 @@ func dialMySQL(ctx context.Context, o Settings, zone *time.Location) (server, er
 	if err != nil {
 		return nil, err
 	}
+	c.DialFunc = sqlserver.Bounded(sqlserver.MaxUnasked)
 	connector, err := mysql.NewConnector(c)
 	if err != nil {
 		return nil, sqlserver.ConfigError(err)
@@ -170,7 +171,9 @@ func (m *mariadb) columns(ctx context.Context, name string) ([]found, error) {
 		default:
 			c.kind = columnOther
 		}
-		all = append(all, c)
+		if all = append(all, c); len(all) > maxAnswerRows {
+			return nil, &answerError{"much more than was asked for"}
+		}
 	}
 	return all, rows.Err()
 }

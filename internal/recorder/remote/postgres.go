@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,15 +31,10 @@ const postgresTime = "2006-01-02 15:04:05+00"
 
 // dialPostgres connects and makes sure of the tables.
 func dialPostgres(ctx context.Context, o Settings, zone *time.Location) (server, error) {
-	c, err := sqlserver.Postgres(o.Params, nil)
+	p, err := connectPostgres(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := pgconn.ConnectConfig(ctx, c)
-	if err != nil {
-		return nil, err
-	}
-	p := &postgres{conn: conn}
 	if err := p.prepare(ctx, o.table(), zone); err != nil {
 		p.close()
 		return nil, err
@@ -46,18 +42,60 @@ func dialPostgres(ctx context.Context, o Settings, zone *time.Location) (server,
 	return p, nil
 }
 
-func (p *postgres) exec(ctx context.Context, q string, args ...string) ([][][]byte, error) {
+func connectPostgres(ctx context.Context, o Settings) (*postgres, error) {
+	c, err := sqlserver.Postgres(o.Params, nil)
+	if err != nil {
+		return nil, err
+	}
+	c.DialFunc = sqlserver.Bounded(sqlserver.MaxUnasked)
+	conn, err := pgconn.ConnectConfig(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return &postgres{conn: conn}, nil
+}
+
+// exec runs a statement of which no rows are expected.
+func (p *postgres) exec(ctx context.Context, q string, args ...string) error {
+	_, err := p.rows(ctx, q, 0, args...)
+	return err
+}
+
+// rows runs a statement whose answer has width columns. Whoever answers need not be the server that was meant: another answer is an error,
+// and so is one that is too large; the connection is closed then.
+func (p *postgres) rows(ctx context.Context, q string, width int, args ...string) (rows [][][]byte, err error) {
 	params := make([][]byte, len(args))
 	for i, a := range args {
 		params[i] = []byte(a)
 	}
-	r := p.conn.ExecParams(ctx, q, params, nil, nil, nil).Read()
-	return r.Rows, r.Err
+	r := p.conn.ExecParams(ctx, q, params, nil, nil, nil)
+	size := 0
+	for r.NextRow() {
+		var row [][]byte
+		for _, v := range r.Values() {
+			row = append(row, bytes.Clone(v))
+			size += len(v)
+		}
+		rows = append(rows, row)
+		switch {
+		case len(row) != width:
+			err = &answerError{fmt.Sprintf("%d columns instead of %d", len(row), width)}
+		case size > maxAnswerBytes || len(rows) > maxAnswerRows:
+			err = &answerError{"much more than was asked for"}
+		}
+		if err != nil {
+			p.close() // what is still to come is not waited for
+			r.Close()
+			return nil, err
+		}
+	}
+	_, err = r.Close()
+	return rows, err
 }
 
 // prepare finds the tables, or makes them, and plans the rows.
 func (p *postgres) prepare(ctx context.Context, name string, zone *time.Location) error {
-	rows, err := p.exec(ctx, "SELECT current_setting('server_encoding'), s FROM unnest(current_schemas(false)) s")
+	rows, err := p.rows(ctx, "SELECT current_setting('server_encoding'), s FROM unnest(current_schemas(false)) s", 2)
 	if err != nil {
 		return err
 	}
@@ -93,7 +131,7 @@ func (p *postgres) prepare(ctx context.Context, name string, zone *time.Location
 			statements = statements[:1] // the owner's own table: only ours beside it
 		}
 		for _, q := range statements {
-			if _, err := p.exec(ctx, q); err != nil && !alreadyThere(err) {
+			if err := p.exec(ctx, q); err != nil && !alreadyThere(err) {
 				return &createError{q, err}
 			}
 		}
@@ -114,7 +152,7 @@ func (p *postgres) columns(ctx context.Context, name string, path []string, set 
 		path, name = []string{s}, rest
 	}
 	for _, s := range path {
-		rows, err := p.exec(ctx, "SELECT column_name, data_type, coalesce(character_maximum_length, 0) FROM information_schema.columns WHERE table_schema = $1 AND table_name = $2 ORDER BY ordinal_position", s, name)
+		rows, err := p.rows(ctx, "SELECT column_name, data_type, coalesce(character_maximum_length, 0) FROM information_schema.columns WHERE table_schema = $1 AND table_name = $2 ORDER BY ordinal_position", 3, s, name)
 		if err != nil {
 			return nil, "", err
 		}
@@ -161,9 +199,12 @@ func checkBatches(name string, there []found) error {
 }
 
 func (p *postgres) last(ctx context.Context, chain string) (uint64, error) {
-	rows, err := p.exec(ctx, "SELECT coalesce(max(last_frame), 0) FROM "+p.second+" WHERE chain = $1", chain)
+	rows, err := p.rows(ctx, "SELECT coalesce(max(last_frame), 0) FROM "+p.second+" WHERE chain = $1", 1, chain)
 	if err != nil {
 		return 0, err
+	}
+	if len(rows) != 1 {
+		return 0, &answerError{fmt.Sprintf("%d rows instead of 1", len(rows))}
 	}
 	return strconv.ParseUint(string(rows[0][0]), 10, 64)
 }
@@ -187,12 +228,12 @@ func (p *postgres) send(ctx context.Context, d *delivery) error {
 }
 
 func (p *postgres) try(ctx context.Context, d *delivery) (err error) {
-	if _, err := p.exec(ctx, "BEGIN"); err != nil {
+	if err := p.exec(ctx, "BEGIN"); err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil && !p.conn.IsClosed() {
-			_, back := p.exec(ctx, "ROLLBACK")
+			back := p.exec(ctx, "ROLLBACK")
 			if back != nil {
 				p.close()
 			}
@@ -200,7 +241,7 @@ func (p *postgres) try(ctx context.Context, d *delivery) (err error) {
 	}()
 	s := summarize(d)
 	values := s.values(d, postgresTime)
-	if _, err := p.exec(ctx, "INSERT INTO "+p.second+" ("+batchColumns(quoteAsIs)+") VALUES ("+placeholders(0, len(values))+")", values...); err != nil {
+	if err := p.exec(ctx, "INSERT INTO "+p.second+" ("+batchColumns(quoteAsIs)+") VALUES ("+placeholders(0, len(values))+")", values...); err != nil {
 		var e *pgconn.PgError
 		if errors.As(err, &e) && e.Code == "23505" {
 			return errThere
@@ -217,8 +258,7 @@ func (p *postgres) try(ctx context.Context, d *delivery) (err error) {
 			return err
 		}
 	}
-	_, err = p.exec(ctx, "COMMIT")
-	return err
+	return p.exec(ctx, "COMMIT")
 }
 
 func (p *postgres) columnList() string {
@@ -258,7 +298,7 @@ func (p *postgres) insertRows(ctx context.Context, d *delivery) error {
 			}
 			q.WriteString("(" + placeholders(i, width) + ")")
 		}
-		err := p.conn.ExecParams(ctx, q.String(), params, nil, nil, nil).Read().Err
+		_, err := p.conn.ExecParams(ctx, q.String(), params, nil, nil, nil).Close() // rows, if there were any, are passed over
 		params = params[:0]
 		return err
 	}
