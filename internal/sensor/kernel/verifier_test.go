@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,6 +30,9 @@ func TestVerifierBudget(t *testing.T) {
 		t.Fatal(err)
 	}
 	eachSet(t, func(t *testing.T, set string) {
+		if err := rlimit.RemoveMemlock(); err != nil { // as Load does
+			t.Fatal(err)
+		}
 		h, err := loadSet(Options{HookSet: set, Bandwidth: true, logLevel: ebpf.LogLevelStats}, set)
 		if err != nil {
 			t.Fatal(err)
