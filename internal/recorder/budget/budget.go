@@ -43,7 +43,7 @@ type limit struct {
 	periods    []*Period     // the last one touched is the last
 	start, end time.Time     // of the last one
 	have       flow.Position // up to here it was counted before a restart
-	seeded     bool          // what was before is known, or never will be
+	seeded     *Period       // the log said what was before, and Begin is yet to say how far the log was
 }
 
 // Period is what a limit counted in one of its periods.
@@ -56,6 +56,8 @@ type Period struct {
 	Told     int    `json:"told,omitempty"`     // 80 or 100: the greatest threshold that was told
 	ToldOf   uint64 `json:"told_of,omitempty"`  // the limit at that time, bytes
 	ToldWay  string `json:"told_way,omitempty"` // and its direction
+	// Log is up to where a stream is in it, where that is not what its limit says: it was filled from the log.
+	Log *flow.Position `json:"log,omitempty"`
 }
 
 // State is what a Meter remembers over a restart.
@@ -106,6 +108,7 @@ func (m *Meter) Restore(s State) {
 func (m *Meter) State() State {
 	s := State{Version: version}
 	for _, l := range m.limits {
+		l.settle(m.at)
 		at := l.have
 		if m.at.Stream != "" && (m.at.Stream != at.Stream || m.at.After(at)) {
 			at = m.at
@@ -140,26 +143,53 @@ func (m *Meter) Seed(which Limit, at int64, sent, received uint64, since int64) 
 	for _, l := range m.limits {
 		if l.key() == which.key() {
 			p := l.open(at, m.zone)
-			p.Sent, p.Received, p.Since, l.seeded = add(p.Sent, sent), add(p.Received, received), min(p.Since, since), true
+			p.Sent, p.Received, p.Since, l.seeded = add(p.Sent, sent), add(p.Received, received), min(p.Since, since), p
 			m.changed = true
 		}
 	}
 }
 
 // Begin says that a stream begins, or goes on after the sensor connected again, of which the log has what is before a position: the
-// limits that were filled from the log do not count that again.
+// periods that were filled from the log do not count that again. The other periods of the same limit go on from where they were: limits.json
+// may be ahead of the log.
 func (m *Meter) Begin(log flow.Position) {
 	for _, l := range m.limits {
-		switch {
-		case l.seeded:
-			l.have, l.seeded = log, false
-		case m.at.Stream == log.Stream && (l.have.Stream != log.Stream || m.at.After(l.have)):
+		l.settle(m.at)
+		if l.seeded != nil {
+			l.seeded.Log, l.seeded = &log, nil
+		}
+		if m.at.Stream == log.Stream && (l.have.Stream != log.Stream || m.at.After(l.have)) {
 			l.have = m.at
 		}
 	}
 	if m.at.Stream != log.Stream {
 		m.at = flow.Position{Stream: log.Stream}
 	}
+}
+
+// settle moves the periods that were filled from the log to where the stream is; one that came to where its limit is needs no position of its own.
+func (l *limit) settle(at flow.Position) {
+	for _, p := range l.periods {
+		if p.Log == nil || p.Log.Stream != at.Stream || !at.After(*p.Log) {
+			continue
+		}
+		if p.Log = nil; l.have.Stream == at.Stream && !at.After(l.have) {
+			p.Log = &at
+		}
+	}
+}
+
+// counted reports whether the period of an instant has what is at a position.
+func (l *limit) counted(pos flow.Position, at int64, zone *time.Location) bool {
+	have := l.have
+	if slices.ContainsFunc(l.periods, func(p *Period) bool { return p.Log != nil }) {
+		name, _, _ := l.period(time.Unix(0, at).In(zone))
+		i := slices.IndexFunc(l.periods, func(p *Period) bool { return p.Start == name })
+		if i >= 0 && l.periods[i].Log != nil {
+			have = *l.periods[i].Log
+		}
+	}
+	return have.Stream == pos.Stream && !pos.After(have)
 }
 
 // open is the period of an instant. A period that was left and is entered again, by a clock that was set, goes on.
@@ -175,12 +205,14 @@ func (l *limit) open(at int64, zone *time.Location) *Period {
 	if i >= 0 {
 		p = l.periods[i]
 		l.periods = slices.Delete(l.periods, i, i+1)
-	} else if n := len(l.periods); n > 0 && !l.seeded {
+	} else if n := len(l.periods); n > 0 && l.seeded == nil {
 		p.Since = max(l.start.UnixNano(), l.periods[n-1].Since) // it was counted all the time
 		p.Since = min(p.Since, at)
 	}
 	if len(l.periods) >= maxPeriods {
-		l.periods = slices.Delete(l.periods, 0, 1)
+		// The oldest one in which nothing was counted goes first: a clock that only visits other days takes nothing.
+		i := max(0, slices.IndexFunc(l.periods, func(p *Period) bool { return *p == Period{Start: p.Start, Since: p.Since} }))
+		l.periods = slices.Delete(l.periods, i, i+1)
 	}
 	l.periods = append(l.periods, p)
 	return p
@@ -204,7 +236,7 @@ func (m *Meter) Count(pos flow.Position, at int64, f *event.Flow, p *flow.Progra
 	asked := false
 	for mask := m.mask(p); mask != 0; mask &= mask - 1 {
 		l := m.limits[bits.TrailingZeros64(mask)]
-		if l.have.Stream == pos.Stream && !pos.After(l.have) {
+		if l.counted(pos, at, m.zone) {
 			continue
 		}
 		if !asked {

@@ -349,6 +349,71 @@ func TestSeed(t *testing.T) {
 	}
 }
 
+// TestSeedAhead: limits.json is ahead of the log at a start in the next period. The new period has what the log has of it, and no byte of the
+// old one is counted twice, wherever the next kill comes.
+func TestSeedAhead(t *testing.T) {
+	limits := []Limit{{Bytes: 1000, Text: "1 kB", Per: Day, Direction: Both}}
+	p := program("/a", "", "a")
+	old, new := time.Date(2026, 3, 1, 23, 59, 50, 0, time.UTC).UnixNano(), time.Date(2026, 3, 2, 0, 1, 0, 0, time.UTC).UnixNano()
+	place := func() Place { return Place{Interface: "eth0"} }
+	const logged = 4 // batches that the log has at the start; its bytes after midnight are what Seed is given
+	stream := func(m *Meter, from, to uint64) {
+		for n := from; n <= to; n++ {
+			m.Count(flow.Position{Stream: "s", Batch: n, Flows: 1}, old, &event.Flow{Family: "inet", Sent: 1}, p, place)
+			m.Count(flow.Position{Stream: "s", Batch: n, Flows: 2}, new, &event.Flow{Family: "inet", Sent: 10}, p, place)
+		}
+	}
+	again := func(m *Meter) *Meter {
+		text, err := json.Marshal(m.State())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s State
+		if err := json.Unmarshal(text, &s); err != nil {
+			t.Fatal(err)
+		}
+		m = New(limits, time.UTC)
+		m.Restore(s)
+		return m
+	}
+	for killed := uint64(0); killed <= 12; killed++ { // before this batch came a second time
+		m := New(limits, time.UTC)
+		m.Begin(flow.Position{Stream: "s"})
+		for n := uint64(1); n <= 8; n++ { // the clock was behind: all is yesterday's
+			m.Count(flow.Position{Stream: "s", Batch: n, Flows: 1}, old, &event.Flow{Family: "inet", Sent: 1}, p, place)
+		}
+		m = again(m)
+		if fresh, _ := m.Empty(new); len(fresh) != 1 {
+			t.Fatalf("%d limits are empty", len(fresh))
+		}
+		m.Seed(limits[0], new, logged*10, 0, new)
+		m.Begin(flow.Position{Stream: "s", Batch: logged, Flows: 2})
+		stream(m, 1, killed)
+		m = again(m)
+		m.Begin(flow.Position{Stream: "s", Batch: logged, Flows: 2})
+		stream(m, 1, 12)
+		if a, b := m.Uses(old)[0].Used, m.Uses(new)[0].Used; a != 12 || b != 120 {
+			t.Errorf("killed after batch %d: %d and %d bytes, want 12 and 120", killed, a, b)
+		}
+	}
+}
+
+// TestVisits: a clock that visits more days than are remembered, without traffic there, takes nothing from what was counted.
+func TestVisits(t *testing.T) {
+	b := newBench(t, "2026-03-01 12:00:00", Limit{Bytes: 1000, Text: "1 kB", Per: Day, Direction: Both})
+	b.move(program("/a", "", "a"), 900, 0)
+	b.want(80)
+	for _, day := range []string{"02", "03", "04", "05", "06"} {
+		b.to("2026-03-" + day + " 12:00:00")
+		b.want()
+	}
+	b.to("2026-03-01 13:00:00")
+	b.want()
+	if u := b.m.Uses(b.at); u[0].Used != 900 {
+		t.Errorf("used %d, want 900", u[0].Used)
+	}
+}
+
 // TestHuge: numbers stay at the greatest one.
 func TestHuge(t *testing.T) {
 	b := newBench(t, "2026-03-15 10:00:00", Limit{Bytes: math.MaxInt64, Per: Day, Direction: Both}, Limit{Bytes: 1, Per: Day, Direction: Sent}, Limit{Per: Month}) // the last one is of no bytes at all, which config does not let through
