@@ -7,7 +7,6 @@ package links
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"syscall"
@@ -17,6 +16,7 @@ import (
 const (
 	refreshEvery = 10 * time.Second
 	missEvery    = time.Second // between two refreshes because of an address that is not known
+	restFor      = 50          // times what a refresh took: it holds the stream up
 	maxRoutes    = 1 << 12
 	maxAddresses = 1 << 12
 	maxApart     = 1 << 12
@@ -40,6 +40,7 @@ type Links struct {
 	routes    map[netip.Addr]route
 	apart     map[uint32]bool // other network namespaces: carried
 	refreshed time.Time
+	rest      time.Duration // after it
 	now       func() time.Time
 	ask       func(netip.Addr) (route, error)
 	list      func() (map[netip.Addr]string, []netip.Prefix, error)
@@ -87,7 +88,7 @@ func Special(a netip.Addr) (machine, local bool) {
 // Of says where a flow between two addresses goes, whose socket is in a network namespace (0: not known). An address that is not
 // valid or not specified is not known.
 func (l *Links) Of(netns uint32, local, remote netip.Addr) Place {
-	if now := l.now(); now.Sub(l.refreshed) >= refreshEvery || now.Before(l.refreshed) {
+	if now := l.now(); now.Sub(l.refreshed) >= max(refreshEvery, l.rest) || now.Before(l.refreshed) {
 		l.refresh()
 	}
 	local, remote = clean(local), clean(remote)
@@ -152,7 +153,7 @@ func (l *Links) link(a netip.Addr) string {
 	if name, ok := l.addresses[a]; ok {
 		return name
 	}
-	if l.now().Sub(l.refreshed) >= missEvery {
+	if l.now().Sub(l.refreshed) >= max(missEvery, l.rest) {
 		l.refresh()
 	}
 	return l.addresses[a]
@@ -174,9 +175,11 @@ func (l *Links) route(a netip.Addr) route {
 }
 
 func (l *Links) refresh() {
-	l.refreshed = l.now()
+	begin := l.now()
 	clear(l.routes)
 	addresses, networks, err := l.list()
+	l.refreshed = l.now()
+	l.rest = restFor * l.refreshed.Sub(begin)
 	if err != nil {
 		l.err = fmt.Errorf("list the network interfaces: %w", err)
 		return
@@ -188,36 +191,4 @@ func (l *Links) refresh() {
 		l.addresses[a] = name
 	}
 	l.networks = networks
-}
-
-// list asks the kernel for all addresses.
-func list() (map[netip.Addr]string, []netip.Prefix, error) {
-	all, err := net.Interfaces()
-	if err != nil {
-		return nil, nil, err
-	}
-	addresses := make(map[netip.Addr]string)
-	var networks []netip.Prefix
-	for i := range all {
-		some, err := all[i].Addrs()
-		if err != nil {
-			continue // it went away
-		}
-		for _, x := range some {
-			n, ok := x.(*net.IPNet)
-			if !ok {
-				continue
-			}
-			a, ok := netip.AddrFromSlice(n.IP)
-			if !ok {
-				continue
-			}
-			a = a.Unmap()
-			addresses[a] = all[i].Name
-			if ones, bits := n.Mask.Size(); bits == 128 && ones >= 64 && ones < 128 && a.IsGlobalUnicast() {
-				networks = append(networks, netip.PrefixFrom(a, ones).Masked())
-			}
-		}
-	}
-	return addresses, networks, nil
 }

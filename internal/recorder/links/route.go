@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"syscall"
 
@@ -33,8 +32,14 @@ func ask(a netip.Addr) (route, error) {
 	if err != nil {
 		return route{}, err
 	}
-	if i, err := net.InterfaceByIndex(index); err == nil {
-		r.link = i.Name
+	// netdevice(7). Not net.InterfaceByIndex: it asks for all of them.
+	name, err := unix.NewIfreq("")
+	if err != nil {
+		return route{}, fmt.Errorf("ask for the name of an interface: %w", err)
+	}
+	name.SetUint32(uint32(index))
+	if unix.IoctlIfreq(fd, unix.SIOCGIFNAME, name) == nil { // else it went, or there is none: the route is one that refuses
+		r.link = name.Name()
 	}
 	return r, nil
 }
@@ -73,20 +78,16 @@ func read(b []byte) (index int, r route, err error) {
 	}
 	r.here = b[7] == unix.RTN_LOCAL // struct rtmsg, rtm_type
 	r.plain = true
-	for b = b[unix.SizeofRtMsg:]; len(b) >= unix.SizeofRtAttr; {
-		// Not syscall.ParseNetlinkRouteAttr: it panics when the last attribute lacks its padding.
-		n, attribute := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
-		if n < unix.SizeofRtAttr || n > len(b) {
-			return 0, route{}, errors.New("ask for a route: the answer is cut")
-		}
-		value := b[unix.SizeofRtAttr:n]
+	err = each(b[unix.SizeofRtMsg:], func(kind uint16, value []byte) {
 		switch {
-		case attribute == unix.RTA_OIF && len(value) == 4:
+		case kind == unix.RTA_OIF && len(value) == 4:
 			index = int(binary.NativeEndian.Uint32(value))
-		case attribute == unix.RTA_GATEWAY || attribute == unix.RTA_VIA:
+		case kind == unix.RTA_GATEWAY || kind == unix.RTA_VIA:
 			r.plain = false
 		}
-		b = b[min(len(b), (n+3)&^3):]
+	})
+	if err != nil {
+		return 0, route{}, fmt.Errorf("ask for a route: %w", err)
 	}
 	return index, r, nil
 }
