@@ -7,6 +7,7 @@ package links
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"syscall"
@@ -16,7 +17,8 @@ import (
 const (
 	refreshEvery = 10 * time.Second
 	missEvery    = time.Second // between two refreshes because of an address that is not known
-	restFor      = 50          // times what a refresh took: it holds the stream up
+	keepFor      = 5 * time.Minute
+	restFor      = 50 // times what a refresh took: it holds the stream up
 	maxRoutes    = 1 << 12
 	maxAddresses = 1 << 12
 	maxApart     = 1 << 12
@@ -35,8 +37,8 @@ type Place struct {
 // Links knows the interfaces. It is not safe for concurrent use.
 type Links struct {
 	netns     uint32
-	addresses map[netip.Addr]string // kept when they go: what went over them may still be on its way here
-	networks  []netip.Prefix        // of IPv6, that an interface is on
+	addresses map[netip.Addr]own // kept for keepFor when they go: what went over them may still be on its way here
+	networks  []netip.Prefix     // of IPv6, that an interface is on
 	routes    map[netip.Addr]route
 	apart     map[uint32]bool // other network namespaces: carried
 	refreshed time.Time
@@ -45,6 +47,12 @@ type Links struct {
 	ask       func(netip.Addr) (route, error)
 	list      func() (map[netip.Addr]string, []netip.Prefix, error)
 	err       error
+}
+
+// own is an address of this machine.
+type own struct {
+	link string
+	seen time.Time
 }
 
 // route is how this machine would send to an address.
@@ -67,7 +75,7 @@ func Open() (*Links, error) {
 }
 
 func newLinks(netns uint32) *Links {
-	return &Links{netns: netns, addresses: make(map[netip.Addr]string), routes: make(map[netip.Addr]route), apart: make(map[uint32]bool), now: time.Now}
+	return &Links{netns: netns, addresses: make(map[netip.Addr]own), routes: make(map[netip.Addr]route), apart: make(map[uint32]bool), now: time.Now}
 }
 
 // Err is what went wrong since it was last asked.
@@ -150,13 +158,13 @@ func (l *Links) here(a netip.Addr) bool {
 
 // link is the interface with an address; it may be newer than what is known.
 func (l *Links) link(a netip.Addr) string {
-	if name, ok := l.addresses[a]; ok {
-		return name
+	if o, ok := l.addresses[a]; ok {
+		return o.link
 	}
 	if l.now().Sub(l.refreshed) >= max(missEvery, l.rest) {
 		l.refresh()
 	}
-	return l.addresses[a]
+	return l.addresses[a].link
 }
 
 func (l *Links) route(a netip.Addr) route {
@@ -187,8 +195,10 @@ func (l *Links) refresh() {
 	if len(l.addresses) > maxAddresses {
 		clear(l.addresses)
 	}
+	// An address that is long gone may be another machine's.
+	maps.DeleteFunc(l.addresses, func(_ netip.Addr, o own) bool { return l.refreshed.Sub(o.seen) > keepFor })
 	for a, name := range addresses {
-		l.addresses[a] = name
+		l.addresses[a] = own{name, l.refreshed}
 	}
 	l.networks = networks
 }

@@ -85,7 +85,7 @@ func TestOf(t *testing.T) {
 	if asked != before {
 		t.Errorf("asked %d times more", asked-before)
 	}
-	// An interface that is new is found within a second, and one that went is remembered.
+	// An interface that is new is found within a second, and one that went is remembered for a while.
 	late = true
 	at = at.Add(missEvery)
 	if got := l.Of(1, addr("10.8.0.2"), addr("8.8.8.8")); got.Interface != "tun0" {
@@ -98,6 +98,31 @@ func TestOf(t *testing.T) {
 	}
 }
 
+// TestGone: an address that a provider took back, and gave to somebody else, is not this machine for ever.
+func TestGone(t *testing.T) {
+	l := newLinks(1)
+	at := time.Now()
+	l.now = func() time.Time { return at }
+	have := "203.0.113.7"
+	l.list = func() (map[netip.Addr]string, []netip.Prefix, error) {
+		return map[netip.Addr]string{addr(have): "ppp0"}, nil, nil
+	}
+	l.ask = func(netip.Addr) (route, error) { return route{link: "ppp0"}, nil }
+	l.refresh()
+	have = "198.51.100.1"
+	at = at.Add(time.Minute)
+	if p := l.Of(1, addr("203.0.113.7"), addr("198.51.100.1")); !p.Machine {
+		t.Errorf("a minute later, the way between the two is %+v", p)
+	}
+	if l.link(addr("203.0.113.7")) != "ppp0" {
+		t.Error("a minute later, the interface is not known")
+	}
+	at = at.Add(keepFor)
+	if p := l.Of(1, addr("198.51.100.1"), addr("203.0.113.7")); p.Machine || p.Interface != "ppp0" {
+		t.Errorf("minutes later, what goes to the one that went: %+v", p)
+	}
+}
+
 // TestKernel asks this machine's kernel.
 func TestKernel(t *testing.T) {
 	l, err := Open()
@@ -105,7 +130,7 @@ func TestKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, a := range []string{"127.0.0.1", "::1", "127.9.9.9"} {
-		if addr(a).Is6() && l.addresses[addr("::1")] == "" {
+		if addr(a).Is6() && l.addresses[addr("::1")].link == "" {
 			continue
 		}
 		r, err := ask(addr(a))
