@@ -36,6 +36,10 @@ type limits struct {
 // openLimits takes up what was counted, and asks the log for what is new.
 func (r *recorder) openLimits(ctx context.Context) {
 	if len(r.o.Settings.Limits) == 0 {
+		// What moves from now on is not counted: what was counted before would pass for all of it when there are limits again.
+		if err := os.Remove(filepath.Join(r.o.Dir, limitsFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			r.notice("error", "remove limits.json: "+err.Error(), "remove it yourself before \"Data limits\" has an entry again, or what was not counted meanwhile is missing")
+		}
 		return
 	}
 	l := &limits{meter: budget.New(r.o.Settings.Limits, r.o.Zone), path: filepath.Join(r.o.Dir, limitsFile)}

@@ -176,6 +176,43 @@ func TestLimitsPast(t *testing.T) {
 	}
 }
 
+// TestLimitsOff: what was counted before the limits were off is not taken for all of it when they are on again: the log is asked once more.
+func TestLimitsOff(t *testing.T) {
+	dir := t.TempDir()
+	asked := 0
+	run := func(sent uint64, on bool) {
+		t.Helper()
+		o := Options{Dir: dir, Settings: Defaults(), Hosts: os.DevNull, Zone: time.UTC}
+		if on {
+			month(10_000)(&o.Settings)
+		}
+		o.Past = func(_ context.Context, l Limit, since time.Time) (event.Bytes, time.Time, error) {
+			asked++
+			return event.Bytes{Sent: uint64(asked) * 1000}, since, nil
+		}
+		s := newScript(t)
+		s.process(1, 0, "/usr/bin/curl", "curl")
+		s.tcp(1, "8.8.8.8:443", 1, sent, 0)
+		if err := Run(t.Context(), strings.NewReader(string(s.end())), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(1, true)
+	run(5000, false)
+	run(1, true)
+	var state budget.State
+	if err := json.Unmarshal([]byte(readFile(t, dir, limitsFile)), &state); err != nil {
+		t.Fatal(err)
+	}
+	var sum uint64
+	for _, p := range state.Limits[0].Periods {
+		sum += p.Sent
+	}
+	if asked != 2 || sum < 2000 {
+		t.Errorf("the log was asked %d times, and %d bytes are used; want 2, and what the log has", asked, sum)
+	}
+}
+
 // limitsOfKilled are those of beKilled: one for each way to begin a month, reached one after the other.
 func limitsOfKilled() []Limit {
 	var all []Limit
