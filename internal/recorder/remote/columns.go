@@ -165,7 +165,10 @@ func (p *plan) value(b []byte, i int, w *flow.Window, r *flow.Record, part uint6
 			return strconv.AppendInt(b, v, 10), false
 		}
 		if c.split {
-			return strconv.AppendInt(b, min(v-min(v, int64(part)*c.max), c.max), 10), false
+			if part > uint64(v/c.max) { // another column needs more rows, and part times max need not be a number
+				return append(b, '0'), false
+			}
+			return strconv.AppendInt(b, min(v-int64(part)*c.max, c.max), 10), false
 		}
 		switch {
 		case v > c.max && !c.unsigned: // 4294967294 in 32 bits with a sign is -2

@@ -17,7 +17,7 @@ type server interface {
 	last(ctx context.Context, chain string) (uint64, error)
 	// send delivers all of a batch or nothing; errThere if it is there already.
 	send(ctx context.Context, d *delivery) error
-	// cut counts, by column, values that did not fit.
+	// cut counts, by column, values that did not fit; who takes note of them clears it.
 	cut() map[string]uint64
 	// warning is what the user should know of the tables; "": nothing.
 	warning() (text, hint string)
@@ -232,8 +232,8 @@ func (r *Remote) prepare(b *spool.Batch) (d *delivery, without uint64, held time
 	now := r.opt.Clock()
 	d = &delivery{chain: b.Chain, first: b.First}
 	for i, f := range b.Frames {
-		if f.Payload == nil {
-			continue // damaged
+		if len(f.Payload) == 0 {
+			continue // damaged, or there is only what was lost before it
 		}
 		w, pending, err := decode(f.Payload, r.late.find)
 		if err != nil {
@@ -274,12 +274,12 @@ func (r *Remote) succeed(s server, told *string, since time.Time) {
 	r.mu.Lock()
 	r.status.Connected, r.status.Error = true, ""
 	before := r.status.Cut
-	r.status.Cut = 0
 	names := ""
 	for name, n := range s.cut() {
 		r.status.Cut += n
 		names = name
 	}
+	clear(s.cut())
 	first := before == 0 && r.status.Cut > 0
 	r.mu.Unlock()
 	if first {
