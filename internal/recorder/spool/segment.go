@@ -40,7 +40,8 @@ type segment struct {
 	number uint64 // of the frames before it
 	done   tally  // in them
 	busy   bool   // a Batch of it is out
-	broken bool   // half a frame is at its end and cannot be taken back
+	broken bool   // nothing can be written behind it: half a frame is there, or what cannot be read
+	lossy  bool   // it holds what cannot be read, of which no frame tells yet
 }
 
 // tally is what frames hold, and the losses that they tell of.
@@ -86,7 +87,7 @@ type loaded struct {
 	first, mark []byte   // the mark that it begins with, and that of its last frame (or the first, when it has none)
 	foreign     bool     // it is of another version
 	damaged     int64    // bytes that are there and cannot be used, without the half of a frame that a kill left at the end
-	unreadable  Count    // what was found in them
+	unreadable  tally    // what was found in them
 }
 
 // load opens a segment of an earlier process.
@@ -176,7 +177,7 @@ func load(path string) (l loaded, err error) {
 
 // salvage counts what the frames hold whose headers are whole, from a place where there is none. They cannot be delivered: their numbers
 // are not known, and without them nobody can say whether the server has them.
-func salvage(f *os.File, from int64) (c Count) {
+func salvage(f *os.File, from int64) (c tally) {
 	const most = 64 << 20 // a segment is 8 MB, and a frame that did not fit into it
 	b, err := io.ReadAll(io.NewSectionReader(f, from, most))
 	if err != nil && len(b) == 0 {
@@ -191,7 +192,7 @@ func salvage(f *os.File, from int64) (c Count) {
 		case h.size() > int64(len(b)):
 			return c
 		}
-		c = c.Add(h.Count).Add(h.Lost)
+		c = c.add(tally{h.Count, h.Lost})
 		b = b[h.size():]
 	}
 	return c

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -111,8 +112,8 @@ func Open(dir string, limit int64) (*Spool, error) {
 		return nil, err
 	}
 	slices.Sort(names)
-	for _, name := range names {
-		if err := s.load(name); err != nil {
+	for i, name := range names {
+		if err := s.load(name, i == len(names)-1); err != nil {
 			s.close()
 			return nil, err
 		}
@@ -122,9 +123,55 @@ func Open(dir string, limit int64) (*Spool, error) {
 		s.close()
 		return nil, err
 	}
+	// What is damaged goes once a frame tells of it: else it would be counted again with each start. Killed in between, it is told twice.
+	if err := s.say(); err == nil {
+		s.tidy()
+	}
 	s.purge()
 	s.ready <- struct{}{}
 	return s, nil
+}
+
+// tidy takes what cannot be read off the files, and renames those of which nothing can be used. Who cannot do it counts it again at the next start.
+func (s *Spool) tidy() {
+	for _, g := range s.segments {
+		if info, err := g.f.Stat(); err == nil && info.Size() > g.size {
+			_ = g.f.Truncate(g.size)
+		}
+	}
+	for _, name := range s.lost.Aside {
+		_ = os.Rename(filepath.Join(s.dir, strings.TrimSuffix(name, aside)), filepath.Join(s.dir, name))
+	}
+}
+
+const aside = ".damaged" // of the name of a file that was put aside
+
+// say appends a frame that tells of losses of which no other tells yet.
+func (s *Spool) say() error {
+	if s.unsaid == (Count{}) {
+		return nil
+	}
+	if s.segments[len(s.segments)-1].broken {
+		if err := s.begin(); err != nil {
+			return err
+		}
+	}
+	f := Frame{At: s.clock().Unix(), Mark: s.mark, Lost: s.unsaid}
+	b := appendFrame(nil, &f)
+	if err := s.segments[len(s.segments)-1].append(b, &f); err != nil {
+		return err
+	}
+	s.bytes += int64(len(b))
+	s.said()
+	return nil
+}
+
+// said takes note that a frame tells of all losses.
+func (s *Spool) said() {
+	s.unsaid = Count{}
+	for _, g := range s.segments {
+		g.lossy = false
+	}
 }
 
 // begin starts a segment.
@@ -144,7 +191,7 @@ func (s *Spool) begin() error {
 }
 
 // load takes in a segment of an earlier process.
-func (s *Spool) load(name string) error {
+func (s *Spool) load(name string, last bool) error {
 	var number uint64
 	if _, err := fmt.Sscanf(filepath.Base(name), "%016x", &number); err != nil {
 		return nil // not ours
@@ -160,16 +207,20 @@ func (s *Spool) load(name string) error {
 		s.lost.Foreign = append(s.lost.Foreign, filepath.Base(name))
 		return nil
 	case l.segment == nil && l.damaged == 0:
-		// Not even a whole header: nothing was ever acknowledged of it.
+		// Not even a whole header. If it is the last, it was killed in begin, and nothing was ever acknowledged of it; before another one
+		// is begun, such a file goes.
+		if !last {
+			s.lost.Short++
+		}
 		return os.Remove(name)
 	}
 	s.lost.Damaged += l.damaged
-	s.lost.Unreadable, s.unsaid = s.lost.Unreadable.Add(l.unreadable), s.unsaid.Add(l.unreadable)
+	s.lost.Unreadable, s.unsaid = s.lost.Unreadable.Add(l.unreadable.Count), s.unsaid.Add(l.unreadable.Count).Add(l.unreadable.lost)
 	if l.segment == nil {
-		aside := name + ".damaged"
-		s.lost.Aside = append(s.lost.Aside, filepath.Base(aside))
-		return os.Rename(name, aside)
+		s.lost.Aside = append(s.lost.Aside, filepath.Base(name)+aside)
+		return nil
 	}
+	l.segment.lossy = l.damaged > 0
 	// A segment begins with the last mark of the one before it.
 	if s.whole == number-1 && s.whole > 0 && !bytes.Equal(s.mark, l.first) {
 		s.lost.Short++
@@ -233,7 +284,7 @@ func (s *Spool) Append(f Frame) error {
 	if err != nil {
 		return err
 	}
-	s.unsaid = Count{}
+	s.said()
 	s.bytes += size
 	s.mark = slices.Clone(f.Mark)
 	for _, v := range victims {
@@ -276,10 +327,11 @@ func (s *Spool) remove(g *segment) {
 	s.segments = slices.DeleteFunc(s.segments, func(o *segment) bool { return o == g })
 }
 
-// purge removes segments of which everything was delivered.
+// purge removes segments of which everything was delivered. What could not be read of them is told by another one first.
 func (s *Spool) purge() {
+	_ = s.say() // it is tried again with the next purge
 	for _, g := range slices.Clone(s.segments[:len(s.segments)-1]) {
-		if g.number >= g.frames && !g.busy {
+		if g.number >= g.frames && !g.busy && !g.lossy {
 			s.remove(g)
 		}
 	}
@@ -349,6 +401,7 @@ func (s *Spool) giveUp(g *segment) {
 	s.lost.Unreadable, s.unsaid = s.lost.Unreadable.Add(left.Count), s.unsaid.Add(left.Count).Add(left.lost)
 	s.lost.Damaged += g.size - g.offset
 	g.done, g.number, g.offset = g.total, g.frames, g.size
+	g.broken, g.lossy = true, true
 }
 
 // Keep shortens a batch to its first n frames.
@@ -452,7 +505,7 @@ func (s *Spool) Close() error {
 	if g := s.segments[len(s.segments)-1]; g.frames > 0 && g.number == g.frames {
 		err = s.begin() // so that all of what was delivered can go, and only the mark stays
 	}
-	s.purge()
+	s.purge() // a loss of which nothing tells yet is told
 	err = errors.Join(err, s.segments[len(s.segments)-1].f.Sync())
 	return errors.Join(err, s.close())
 }

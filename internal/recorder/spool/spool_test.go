@@ -72,7 +72,9 @@ func drain(t *testing.T, s *Spool) (all []int) {
 			t.Fatalf("batch %d–%d has %d frames", b.First, b.Last, len(b.Frames))
 		}
 		for _, f := range b.Frames {
-			all = append(all, number(t, f))
+			if len(f.Payload) > 0 || f.Lost == (Count{}) { // else it only tells of a loss
+				all = append(all, number(t, f))
+			}
 		}
 		s.Done(b)
 	}
@@ -278,11 +280,11 @@ func TestDamage(t *testing.T) {
 				n = 0
 				if b != nil {
 					for _, f := range b.Frames {
-						if f.Payload != nil {
+						if len(f.Payload) > 0 {
 							n++
 						}
 					}
-					if b.Count() != sum(1, all).minus(s.Status().Unreadable).minus(b.Unreadable()) && c.damaged && c.name != "later header" {
+					if b.Count() != sum(1, all).minus(s.Status().Unreadable).minus(b.Unreadable()) && n > 0 && c.damaged && c.name != "later header" {
 						t.Errorf("the batch holds %+v", b.Count())
 					}
 					s.Release(b)
@@ -340,15 +342,15 @@ func TestDamageAtRest(t *testing.T) {
 		for i := range 10 {
 			want = want.Add(frame(i+1, 100).Count)
 		}
-		if st := s.Status(); st.Unreadable != want || st.Waiting != (Count{}) || st.Damaged == 0 || s.Chain() != "" {
+		if st := s.Status(); st.Unreadable != want || st.Waiting != (Count{}) || st.Damaged == 0 {
 			t.Errorf("%+v", st)
 		}
 		if err := s.Append(frame(11, 100)); err != nil {
 			t.Fatal(err)
 		}
 		b := s.Read(100, 1<<20)
-		if b == nil || b.Lost() != want || number(t, b.Frames[0]) != 11 {
-			t.Errorf("the next frame does not tell of it: %+v", b)
+		if b == nil || b.Lost() != want || len(b.Frames) != 2 || len(b.Frames[0].Payload) > 0 || number(t, b.Frames[1]) != 11 {
+			t.Errorf("no frame tells of it: %+v", b)
 		}
 	}
 }
