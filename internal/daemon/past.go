@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -53,6 +54,9 @@ func past(file string) func(context.Context, recorder.Limit, time.Time) (event.B
 				a, err := q.Totals(ctx, ask)
 				if err != nil {
 					return sum, from, err
+				}
+				if a.Values > len(a.Rows) { // the program may be among the others
+					return sum, from, fmt.Errorf("the log has %d different values of %s in this period, and only the greatest %d are looked through", a.Values, by, len(a.Rows))
 				}
 				var found []string
 				for _, r := range a.Rows {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/reader/query"
 	"github.com/picosnitch/picosnitch/internal/recorder"
 )
 
@@ -76,5 +77,36 @@ func TestPast(t *testing.T) {
 	}
 	if _, _, err := past(filepath.Join(dir, "missing.db"))(t.Context(), recorder.Limit{}, at); err == nil {
 		t.Error("a missing database is no error")
+	}
+}
+
+// TestPastOfMany: what a program moved that is not among the greatest ones of the log is not known. It is not 0.
+func TestPastOfMany(t *testing.T) {
+	dir := t.TempDir()
+	at := time.Now().Add(-2 * time.Hour)
+	var b strings.Builder
+	line := func(format string, args ...any) {
+		fmt.Fprintf(&b, "{\"at\":%d,%s}\n", at.UnixNano(), fmt.Sprintf(format, args...))
+	}
+	line(`"hello":{"version":1,"stream":"s","bandwidth":true}`)
+	for i := range query.MaxRows + 1 {
+		name, sent := fmt.Sprint("n", i), 10
+		if i == 0 {
+			name, sent = "curl", 5
+		}
+		line(`"process":{"id":"%d:1:1","path":"/bin/x","name":%q,"source":"exec","file":{"dev":1,"ino":1,"ctime":1,"size":1}}`, i+1, name)
+		line(`"flow":{"process":"%d:1:1","family":"inet","protocol":"tcp","layer":"payload","local":"192.0.2.1:1","remote":"8.8.8.8:443","sent":%d,"received":0}`, i+1, sent)
+	}
+	line(`"ledger":{"batch":1,"final":true}`)
+	file := filepath.Join(dir, "stream")
+	if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Replay(t.Context(), file, dir, Options{Logger: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Fatal(err)
+	}
+	got, _, err := past(filepath.Join(dir, "snitch.db"))(t.Context(), recorder.Limit{Programs: []string{"curl"}}, at.Add(-time.Hour))
+	if want := fmt.Sprintf("the log has %d different values of name", query.MaxRows+1); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%+v, %v; want an error with %q", got, err, want)
 	}
 }
