@@ -269,3 +269,24 @@ func TestNormal(t *testing.T) {
 		}
 	}
 }
+
+// TestFailedOnce: a record that cannot be read is not read again for each address.
+func TestFailedOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.mmdb")
+	var long mmdbtype.Slice
+	for i := range 10_000 {
+		long = append(long, mmdbtype.Uint32(i))
+	}
+	write(t, path, map[string]mmdbtype.DataType{"1.1.0.0/16": mmdbtype.Map{"country": long, "country_code": mmdbtype.Uint32(1)}})
+	d, err := Open(path, "/nowhere")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if got := d.Of(addr("1.1.1.1")); got != Unknown || d.Err() == nil {
+		t.Fatalf("%q, %v", got, d.Err())
+	}
+	if n := testing.AllocsPerRun(10, func() { d.Of(addr("1.1.1.2")) }); n > 100 {
+		t.Errorf("another look-up of the same record made %.0f objects", n)
+	}
+}

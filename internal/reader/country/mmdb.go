@@ -31,7 +31,13 @@ func isMMDB(path string, size int64) (bool, error) {
 // mmdb is a file of the MaxMind DB format, mapped into memory.
 type mmdb struct {
 	r     *maxminddb.Reader
-	known map[uintptr]string // by the place of the record in the file: there are few
+	known map[uintptr]answer // by the place of the record in the file: there are few
+}
+
+// answer is what a record says. An error is remembered, too: a damaged record may take long.
+type answer struct {
+	code string
+	err  error
 }
 
 // maxKnown bounds known: a database of cities has a record for each.
@@ -43,7 +49,7 @@ func openMMDB(path string) (m *mmdb, err error) {
 		if err != nil {
 			return err
 		}
-		m = &mmdb{r: r, known: make(map[uintptr]string)}
+		m = &mmdb{r: r, known: make(map[uintptr]answer)}
 		return nil
 	})
 	return m, err
@@ -81,16 +87,15 @@ func (m *mmdb) code(a netip.Addr) (code string, err error) {
 		known, ok := m.known[found.Offset()]
 		if !ok {
 			var r record
-			if err := found.Decode(&r); err != nil {
-				return err
+			if known.err = guarded(func() error { return found.Decode(&r) }); known.err == nil {
+				known.code = r.text()
 			}
-			known = r.text()
 			if len(m.known) < maxKnown {
 				m.known[found.Offset()] = known
 			}
 		}
-		code = known
-		return nil
+		code = known.code
+		return known.err
 	})
 	return code, err
 }
