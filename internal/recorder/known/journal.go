@@ -193,6 +193,14 @@ func (j *journal) restart() error {
 	return nil
 }
 
+// sync brings what was appended to the disk.
+func (j *journal) sync() error {
+	if j.f == nil { // it could not be opened: that was told
+		return nil
+	}
+	return j.f.Sync()
+}
+
 func (j *journal) close() {
 	if j.f != nil {
 		j.f.Close()

@@ -107,3 +107,24 @@ func TestKillBetween(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 }
+
+// TestSaySynced: what is said is brought to the disk before Say returns. A pipe cannot be (EINVAL), so that it is told.
+func TestSaySynced(t *testing.T) {
+	b := newBench(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	b.k.journal.close()
+	b.k.journal.f = w
+	b.k.Say("limit", notify.Notice{Kind: notify.DataLimit, At: b.at})
+	line := make([]byte, 4096)
+	n, err := r.Read(line)
+	if err != nil || !strings.Contains(string(line[:n]), `"path":"limit"`) {
+		t.Errorf("the journal got %q, %v", line[:n], err)
+	}
+	if all := fmt.Sprint(b.k.problems); !strings.Contains(all, "bring the journal of record.json to the disk") {
+		t.Errorf("it was not synced: %s", all)
+	}
+}

@@ -195,6 +195,9 @@ func (k *Known) Say(id string, n notify.Notice) {
 	}
 	k.seq++
 	k.commit(&news{Seq: k.seq, Notice: &n, Written: &w})
+	if err := k.journal.sync(); err != nil { // a power cut must not leave what the caller writes down without this
+		k.problem("journal", "bring the journal of record.json to the disk: "+err.Error(), "a notice may be lost if the power fails now; free disk space")
+	}
 	k.o.Tell(k.seq, n)
 }
 
