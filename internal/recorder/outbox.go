@@ -25,7 +25,7 @@ const maxOut = 1 << 7
 // lookEvery is how often the ways are asked what they delivered: soon after a notice, because a kill between its delivery and the question
 // repeats it, and seldom when nobody comes to take it.
 func (t *teller) lookEvery(now time.Time) time.Duration {
-	switch age := now.Sub(time.Unix(0, int64(t.out[len(t.out)-1].Notice.ID))); {
+	switch age := now.Sub(t.gave); {
 	case age < 2*time.Second:
 		return 100 * time.Millisecond
 	case age < time.Minute:
@@ -49,6 +49,7 @@ func (t *teller) outgo(n notify.Notice) {
 		t.out = slices.Delete(t.out, 0, 1)
 	}
 	t.out = append(t.out, outgoing{n, whom})
+	t.gave = time.Now() // not the instant that the ID is: it stays in the future when the clock is set back
 	t.changed = true
 }
 
@@ -106,6 +107,7 @@ func (t *teller) resume(out []outgoing) {
 		t.lastID = max(t.lastID, o.Notice.ID)
 		if len(whom) > 0 {
 			t.out = append(t.out, outgoing{o.Notice, whom})
+			t.gave = time.Now()
 		}
 	}
 }

@@ -64,6 +64,7 @@ type teller struct {
 	out     []outgoing // given out, not delivered yet
 	full    uint64     // of left, told
 	lastID  uint64
+	gave    time.Time // when the last one of out was
 	look    time.Time // when the ways were last asked what is delivered
 }
 
@@ -110,7 +111,7 @@ func newTeller(k *known.Known, d *notify.Decider, ways []notify.Way, o Options, 
 // offer hands a thing over. It never blocks.
 func (t *teller) offer(seq uint64, n notify.Notice) {
 	t.mu.Lock()
-	if len(t.queue) < maxUntold {
+	if len(t.queue) < maxUntold || n.Kind == notify.DataLimit { // of those, there are two for each limit: one left out would come after the next start
 		t.queue = append(t.queue, &untold{seq: seq, n: n, since: time.Now()})
 	} else {
 		t.left++

@@ -497,3 +497,30 @@ func TestTellFlood(t *testing.T) {
 		}
 	})
 }
+
+// TestLimitWhenFull: a data limit is told although more things wait than there is room for.
+func TestLimitWhenFull(t *testing.T) {
+	tell := &teller{wake: make(chan struct{}, 1)}
+	for range maxUntold + 1 {
+		tell.offer(0, notify.Notice{Kind: notify.NewProgram})
+	}
+	tell.offer(7, notify.Notice{Kind: notify.DataLimit})
+	if last := tell.queue[len(tell.queue)-1]; last.seq != 7 || tell.left != 1 || len(tell.queue) != maxUntold+1 {
+		t.Errorf("%d wait, %d were left out, the last is %+v", len(tell.queue), tell.left, last)
+	}
+}
+
+// TestLookAfterClockBack: the ways are asked seldom after a while, also when the ID of a notice is in the future because the clock was set back.
+func TestLookAfterClockBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tell := &teller{ways: []notify.Way{new(fakeKeeper)}}
+		tell.outgo(notify.Notice{ID: uint64(time.Now().Add(time.Hour).UnixNano())})
+		if every := tell.lookEvery(time.Now()); every != 100*time.Millisecond {
+			t.Errorf("at once every %v", every)
+		}
+		time.Sleep(2 * time.Minute)
+		if every := tell.lookEvery(time.Now()); every != 10*time.Second {
+			t.Errorf("two minutes later every %v", every)
+		}
+	})
+}
