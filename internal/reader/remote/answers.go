@@ -21,7 +21,31 @@ const maxGroups = 1 << 20
 func (r *Remote) ask(ctx context.Context, f func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, r.s.Timeout)
 	defer cancel()
-	return r.explain(f(ctx))
+	return r.explain(understood(func() error { return f(ctx) }))
+}
+
+// understood makes an error of a panic: the library for MariaDB and MySQL looks for the parts of a packet without asking whether they are there.
+func understood(f func() error) (err error) {
+	defer func() {
+		if x := recover(); x != nil {
+			err = fmt.Errorf("its answer is none to what was asked: %v", x)
+		}
+	}()
+	return f()
+}
+
+// each asks, and looks at the shape of the answer before anybody takes it apart: rows of width columns, and most of them; 0: as many as there are.
+func (r *Remote) each(ctx context.Context, text string, args []string, width, most int, row func([][]byte) error) error {
+	n := 0
+	return r.conn.each(ctx, text, args, func(v [][]byte) error {
+		if len(v) != width {
+			return fmt.Errorf("its answer is none to what was asked: %d columns instead of %d", len(v), width)
+		}
+		if n++; most > 0 && n > most {
+			return fmt.Errorf("its answer is none to what was asked: more than %d rows", most)
+		}
+		return row(v)
+	})
 }
 
 // Totals implements query.Source. The server adds up, counts and sorts in one statement, so that all of an answer is of one moment.
@@ -63,7 +87,7 @@ func (r *Remote) totals(ctx context.Context, q query.Question, as func([]byte) s
 		"SELECT '' AS v, sum(conns) AS conns, sum(sent) AS sent, sum(received) AS received, count(*) AS n FROM h UNION ALL " +
 		"SELECT v, conns, sent, received, -1 FROM (SELECT v, conns, sent, received FROM h ORDER BY " + order + " DESC, v LIMIT " + strconv.Itoa(limit) + ") AS y"
 	size := 0
-	err = r.conn.each(ctx, text, s.args, func(v [][]byte) error {
+	err = r.each(ctx, text, s.args, 5, limit+1, func(v [][]byte) error {
 		if n := whole(v[4]); n >= 0 {
 			a.Values, a.Total = int(n), sum(v[1:])
 			return nil
@@ -104,6 +128,7 @@ func (r *Remote) sums() string {
 // countries answers what a server cannot: it sums up by address, and the rest is done here.
 func (r *Remote) countries(ctx context.Context, q query.Question, limit int) (a query.Answer, err error) {
 	groups := make(map[string]query.Sum)
+	size := 0
 	err = r.byAddress(ctx, q.By, q.Where, q.Range, "0", func(_ []byte, value string, s query.Sum) error {
 		if s == (query.Sum{}) {
 			return nil
@@ -111,6 +136,11 @@ func (r *Remote) countries(ctx context.Context, q query.Question, limit int) (a 
 		g, ok := groups[value]
 		if !ok && len(groups) >= maxGroups {
 			return fmt.Errorf("%w: there are more than %d values: use a shorter range, or --where", query.ErrQuestion, maxGroups)
+		}
+		if !ok {
+			if size += len(value); size > maxAnswer {
+				return fmt.Errorf("%w: the values are longer than %d MB together: use a shorter range, or --where", query.ErrQuestion, maxAnswer>>20)
+			}
 		}
 		g.Add(s)
 		groups[value] = g
@@ -145,7 +175,7 @@ func (r *Remote) byAddress(ctx context.Context, by query.Dimension, where []quer
 		return err
 	}
 	text := "SELECT b, v, ip, " + r.sums() + " FROM (SELECT " + bucket + " AS b, " + short(value) + " AS v, " + address + " AS ip, " + r.moved() + " FROM " + r.table + " WHERE " + condition + ") AS x GROUP BY b, v, ip"
-	return r.conn.each(ctx, text, s.args, func(v [][]byte) error {
+	return r.each(ctx, text, s.args, 6, 0, func(v [][]byte) error {
 		country := r.country(string(v[2]))
 		for i := range where {
 			if where[i].By == query.Country && !where[i].Matches(country) {
@@ -252,7 +282,7 @@ func (r *Remote) series(ctx context.Context, q query.Question, grain int64, rows
 	}
 	text := "SELECT b, k, " + r.sums() + " FROM (SELECT b, " + place + " AS k, conns, sent, received FROM (SELECT " + r.bucket(grain) + " AS b, " + short(value) + " AS v, " + r.moved() +
 		" FROM " + r.table + " WHERE " + where + ") AS x) AS y GROUP BY b, k"
-	return r.conn.each(ctx, text, s.args, func(v [][]byte) error {
+	return r.each(ctx, text, s.args, 5, 0, func(v [][]byte) error {
 		if k := whole(v[1]); k >= 0 && int(k) < len(rows) {
 			return each(v[0], rows[k].Value, true, sum(v[2:]))
 		}
@@ -281,7 +311,7 @@ func (r *Remote) ends(ctx context.Context, filters []query.Filter, rng query.Ran
 	c := r.has["contime"]
 	name := c.name
 	text := "SELECT " + strings.ReplaceAll(r.seconds("contime"), at, "min("+at+")") + ", " + strings.ReplaceAll(r.seconds("contime"), at, "max("+at+")") + " FROM " + r.table + " WHERE " + where
-	err = r.conn.each(ctx, text, s.args, func(v [][]byte) error {
+	err = r.each(ctx, text, s.args, 2, 1, func(v [][]byte) error {
 		if v[0] == nil {
 			return nil
 		}
@@ -330,7 +360,7 @@ func (r *Remote) Lost(ctx context.Context, rng query.Range) (lost query.Lost, er
 	}
 	err = r.ask(ctx, func(ctx context.Context) error {
 		text := "SELECT losses, count(*), sum(unattributed_sent), sum(unattributed_received), sum(dropped) FROM " + r.batches + " WHERE " + where + " GROUP BY losses"
-		return r.conn.each(ctx, text, nil, func(v [][]byte) error {
+		return r.each(ctx, text, nil, 5, 0, func(v [][]byte) error {
 			lost.Sent, lost.Received = lost.Sent+amount(v[2]), lost.Received+amount(v[3])
 			if n := amount(v[4]); n > 0 {
 				lost.Reasons[droppedReason] += n
@@ -355,6 +385,7 @@ const (
 // Search implements query.Source.
 func (r *Remote) Search(ctx context.Context, text string, limit int) (found []query.Found, err error) {
 	limit = bound(limit, query.MaxRows)
+	size := 0
 	err = r.ask(ctx, func(ctx context.Context) error {
 		for _, d := range []query.Dimension{query.Exe, query.Name, query.Cmdline, query.Script, query.Parent, query.SHA256, query.Place, query.Domain, query.Address, query.Host} {
 			value, err := r.value(d)
@@ -373,7 +404,10 @@ func (r *Remote) Search(ctx context.Context, text string, limit int) (found []qu
 			if err != nil {
 				return err
 			}
-			err = r.conn.each(ctx, "SELECT DISTINCT "+short(value)+" AS v FROM "+r.table+" WHERE "+where+" ORDER BY v LIMIT "+strconv.Itoa(limit), s.args, func(v [][]byte) error {
+			err = r.each(ctx, "SELECT DISTINCT "+short(value)+" AS v FROM "+r.table+" WHERE "+where+" ORDER BY v LIMIT "+strconv.Itoa(limit), s.args, 1, limit, func(v [][]byte) error {
+				if size += len(v[0]); size > maxAnswer {
+					return fmt.Errorf("%w: the values are longer than %d MB together: search for more of the text", query.ErrQuestion, maxAnswer>>20)
+				}
 				found = append(found, query.Found{By: d, Value: clean(v[0])})
 				return nil
 			})
@@ -417,7 +451,7 @@ func (r *Remote) Records(ctx context.Context, where []query.Filter, rng query.Ra
 	text := "SELECT " + strings.Join(columns, ", ") + " FROM " + r.table + " WHERE " + condition + " ORDER BY " + r.quoted("contime")
 	var x query.Record
 	to := []*string{&x.Host, &x.Exe, &x.Name, &x.Cmdline, &x.SHA256, &x.Script, &x.ParentExe, &x.ParentName, &x.ParentCmd, &x.ParentSHA256, &x.Family, &x.Protocol, &x.Direction, &x.LocalIP, &x.Domain, &x.RemoteIP}
-	err = r.conn.each(ctx, text, s.args, func(v [][]byte) error {
+	err = r.each(ctx, text, s.args, len(columns), 0, func(v [][]byte) error {
 		x.Start, _ = r.instant("start", v[0])
 		x.End, _ = r.instant("contime", v[1])
 		moved := sum(v[2:])

@@ -64,7 +64,7 @@ func Open(ctx context.Context, s Settings, zone *time.Location, o query.Options)
 		s.Timeout = DefaultTimeout
 	}
 	r := &Remote{s: s, options: o, zone: zone, has: make(map[string]column)}
-	if err := r.open(ctx); err != nil {
+	if err := understood(func() error { return r.open(ctx) }); err != nil {
 		if r.conn != nil {
 			r.conn.close()
 		}
