@@ -155,7 +155,8 @@ type job struct {
 	held   bool    // through a descriptor of the asker
 	reader int     // that asker's place
 	begun  int     // how many askers were tried, or are
-	stale  bool    // source was written to while it was read
+	from   uint64  // value of Digester.forgets when it was wanted
+	stale  bool    // what was read may have been written to since it was wanted
 	ended  time.Time
 }
 
@@ -176,6 +177,9 @@ func (a *asker) close() {
 // resultsMax is how many results wait: those of a few milliseconds, so that the reader need not wake up for each.
 const resultsMax = 1024
 
+// forgottenMax bounds the written files that are remembered while jobs are pending; beyond it every pending job counts as written to.
+const forgottenMax = 4096
+
 // maxAskers is how many processes a job remembers that it has not tried: if one is gone, another may still show the file.
 const maxAskers = 4
 
@@ -192,6 +196,9 @@ type Digester struct {
 	order   []cacheKey           // of cache, oldest first
 	sources map[Inode][]cacheKey // of cache, by what was read
 	stats   Stats
+	// A job knows only when it opens the file what it reads; a write while it waits must count all the same.
+	forgets   uint64           // calls of Forget
+	forgotten map[Inode]uint64 // the last of them for each file, since there are pending jobs
 }
 
 // New returns a Digester that does nothing before Run, but queues.
@@ -222,6 +229,8 @@ func New(o Options) *Digester {
 		cache:   make(map[cacheKey]entry),
 		sources: make(map[Inode][]cacheKey),
 		stats:   Stats{Failed: make(map[string]uint64)},
+
+		forgotten: make(map[Inode]uint64),
 	}
 }
 
@@ -266,7 +275,7 @@ func (d *Digester) want(a *asker) (event.Executable, bool) {
 		d.stats.Failed[ReasonBusy]++
 		return event.Executable{File: p.File, Path: p.Path, Reason: ReasonBusy}, true
 	}
-	j := &job{key: key, askers: []asker{*a}}
+	j := &job{key: key, askers: []asker{*a}, from: d.forgets}
 	d.pending[key] = j
 	d.queue = append(d.queue, j)
 	d.poke()
@@ -292,13 +301,17 @@ func (d *Digester) Room() int {
 	return d.o.Queue - len(d.queue)
 }
 
-// Forget drops what is known of a file: it was written to. A reading that runs is not affected: it checks by itself, and
-// its Result says since when.
+// Forget drops what is known of a file: it was written to. A digest of it that was wanted before, whether its job waits or is being read,
+// is not kept, and comes as Unconfirmed: its Result says since when nothing may have been written.
 func (d *Digester) Forget(source Inode) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, j := range d.pending {
-		j.stale = j.stale || j.source == source
+	d.forgets++
+	if len(d.pending) > 0 {
+		if len(d.forgotten) >= forgottenMax {
+			d.doubt()
+		}
+		d.forgotten[source] = d.forgets
 	}
 	for _, key := range d.sources[source] {
 		delete(d.cache, key)
@@ -310,12 +323,18 @@ func (d *Digester) Forget(source Inode) {
 func (d *Digester) ForgetAll() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, j := range d.pending {
-		j.stale = true
-	}
+	d.doubt()
 	clear(d.cache)
 	clear(d.sources)
 	d.order = nil
+}
+
+// doubt makes every pending job one whose file may have been written to. d.mu is held.
+func (d *Digester) doubt() {
+	for _, j := range d.pending {
+		j.stale = true
+	}
+	clear(d.forgotten)
 }
 
 // Stats returns the counts.

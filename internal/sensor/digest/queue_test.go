@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/picosnitch/picosnitch/internal/event"
 )
 
@@ -253,6 +255,91 @@ func BenchmarkSHA256Sum(b *testing.B) {
 	for b.Loop() {
 		if err := exec.Command("sha256sum", p.Path).Run(); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestWrittenWhileItWaits: a job learns what file it reads when it opens it, but what is told of that file before, since it was wanted, counts.
+// Two writes within a tick of the clock leave the same times, so the notice alone tells; here it comes without a write.
+func TestWrittenWhileItWaits(t *testing.T) {
+	t.Parallel()
+	for _, held := range []bool{true, false} {
+		for _, c := range []struct {
+			name          string
+			before, after func(*Digester, Inode)
+			kept          bool
+		}{
+			{name: "nothing", kept: true},
+			{name: "before it was wanted", before: (*Digester).Forget, kept: true},
+			{name: "while it waits", after: (*Digester).Forget},
+			{name: "twice", before: (*Digester).Forget, after: (*Digester).Forget},
+			{name: "another file", after: func(d *Digester, i Inode) { d.Forget(Inode{i.Device, i.Number + 1}) }, kept: true},
+			{name: "any file", after: func(d *Digester, _ Inode) { d.ForgetAll() }},
+			{name: "more files than are remembered", after: func(d *Digester, i Inode) {
+				d.Forget(i)
+				for n := range uint64(forgottenMax) {
+					d.Forget(Inode{i.Device + 1, n})
+				}
+			}},
+		} {
+			t.Run(fmt.Sprintf("%s, held %v", c.name, held), func(t *testing.T) {
+				t.Parallel()
+				path := filepath.Join(t.TempDir(), "prog")
+				p := file(t, path, []byte("x"))
+				age(t, p)
+				inode := Inode{p.File.Device, p.File.Inode}
+				given := None()
+				if held {
+					fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+					if err != nil {
+						t.Fatal(err)
+					}
+					given = Descriptor{FD: fd, Vouched: true, Since: time.Now()}
+				}
+				d := New(Options{}) // nobody works yet
+				if c.before != nil {
+					c.before(d, inode)
+				}
+				if exe, known := d.WantFile(p, given); known {
+					t.Fatalf("known too early: %+v", exe)
+				}
+				if c.after != nil {
+					c.after(d, inode)
+				}
+				ctx, cancel := context.WithCancel(context.Background())
+				var wg sync.WaitGroup
+				wg.Go(func() { _ = d.Run(ctx) })
+				defer wg.Wait()
+				defer cancel()
+				r := receive(t, d)
+				sum := r.Unconfirmed
+				if c.kept {
+					sum = r.Executable.SHA256
+				} else if r.Executable.SHA256 != "" || r.Executable.Reason != ReasonTouched {
+					t.Errorf("written to since it was wanted, and believed: %+v", r)
+				}
+				if sum != sumOf(t, path) || r.Vouched != held || !r.Since.Equal(given.Since) || r.Source != inode {
+					t.Errorf("result %+v", r)
+				}
+				if known := d.Known(inode, p.File.Ctime, p.File.Size); known != c.kept {
+					t.Errorf("the file is known: %v, want %v", known, c.kept)
+				}
+				other := p
+				other.ID.PID = 77
+				if exe, known := d.Want(other); known != c.kept {
+					t.Errorf("another process with the same file: %+v, %v, want %v", exe, known, c.kept)
+				}
+				if !c.kept { // wanted after the write, it is read anew and kept
+					if r := receive(t, d); r.Executable.SHA256 != sum || !d.Known(inode, p.File.Ctime, p.File.Size) {
+						t.Errorf("wanted again: %+v", r)
+					}
+				}
+				d.mu.Lock()
+				defer d.mu.Unlock()
+				if len(d.forgotten) != 0 {
+					t.Errorf("%d written files are remembered for no job", len(d.forgotten))
+				}
+			})
 		}
 	}
 }

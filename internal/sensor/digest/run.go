@@ -316,6 +316,7 @@ func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unc
 	askers := j.askers
 	delete(d.pending, j.key)
 	exe.Path = askers[0].Path
+	j.stale = j.stale || d.forgotten[j.source] > j.from
 	if why == nil && j.stale {
 		unconfirmed, why = exe.SHA256, because(ReasonTouched)
 	}
@@ -328,7 +329,7 @@ func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unc
 			}
 		}
 		if tried < len(askers) { // they came after the last try, and may have more luck
-			again := &job{key: j.key, askers: askers[tried:]}
+			again := &job{key: j.key, askers: askers[tried:], from: j.from}
 			d.pending[j.key] = again
 			d.queue = append(d.queue, again)
 			d.poke()
@@ -341,6 +342,9 @@ func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unc
 		if !slices.Contains(d.sources[j.source], j.key) {
 			d.sources[j.source] = append(d.sources[j.source], j.key)
 		}
+	}
+	if len(d.pending) == 0 {
+		clear(d.forgotten)
 	}
 	for i := range askers {
 		if why == nil || i < tried {
