@@ -51,6 +51,8 @@ func (s *SQLite) Care(ctx context.Context, now int64, budget time.Duration) (mor
 		for {
 			again, err := step(ctx, now)
 			if err != nil {
+				s.watchLog()
+				s.care.idle = now + idleTime // what is damaged is not read again every second
 				return true, err
 			}
 			if !again {

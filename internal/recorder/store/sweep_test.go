@@ -173,6 +173,9 @@ func TestSweepDamaged(t *testing.T) {
 			}
 		}
 	}
+	if more, err := s.Care(t.Context(), now+1, 0); more || err != nil {
+		t.Error("the damaged roll-up is read again in the next second:", more, err)
+	}
 	if s.care.vacuum {
 		t.Error("the pages of deleted days are not given back")
 	}
