@@ -237,8 +237,8 @@ func (w fileWay) Offer(n notify.Notice) {
 	}
 }
 
-// checkLimitsOfKilled: after all kills every byte is counted once. A threshold is told once; what is lost is at most what a kill found
-// between the journal and the way.
+// checkLimitsOfKilled: after all kills every byte is counted once. A threshold is told once; what is lost, or told again, is at most what a kill
+// found between the journal and the way, or between the way and the journal.
 func checkLimitsOfKilled(t *testing.T, dir string, want uint64, kills int) {
 	t.Helper()
 	var state budget.State
@@ -282,7 +282,7 @@ func checkLimitsOfKilled(t *testing.T, dir string, want uint64, kills int) {
 		}
 	}
 	t.Logf("%d thresholds, %d told, %d wait to be told, %d kills", thresholds, told, waiting, kills)
-	if n := told + waiting; n > thresholds || n < thresholds-kills/4 || thresholds == 0 {
+	if n := told + waiting; n > thresholds+kills/16 || n < thresholds-kills/4 || thresholds == 0 {
 		t.Errorf("%d thresholds were reached; told %d, waiting %d", thresholds, told, waiting)
 	}
 }
