@@ -12,44 +12,58 @@ import (
 )
 
 // walks look at the mounts of other mount namespaces. Who makes such a namespace chooses what lies on the way to its mount points, also
-// a FUSE file system that never answers: a goroutine of its own walks there, and may hang for ever.
+// a FUSE file system that never answers, or one that takes as long as it may: a goroutine of its own walks there, and may hang for ever.
+// The namespaces of root have walkers of their own, that nobody else can hold up with however many user ids (subuid(5)).
 type walks struct {
-	own   uint32                 // our mount namespace
-	walk  func(walk) error       // by a walker
-	owner func(pid uint32) owner // never waits for a file system
+	own   uint32                     // our mount namespace
+	walk  func(walk) error           // by a walker
+	owner func(pid, ns uint32) owner // never waits for a file system
+	slow  time.Duration              // after it a walker is replaced
+	late  time.Duration              // who waited that long is given up
 
-	mu     sync.Mutex // guards all below; never held while a file system is asked
-	met    map[uint32]time.Time
-	queue  []walk
-	begun  map[*walk]time.Time // by walkers, now
-	missed uint64
+	mu      sync.Mutex // guards all below; never held while a file system is asked
+	met     map[uint32]time.Time
+	root    *lane
+	users   *lane // of everybody else
+	swept   time.Time
+	given   uint64 // up: they waited too long
+	refused uint64 // there was no room for them
 }
 
 // walk is a mount namespace to look at, through a process in it.
 type walk struct {
 	pid, ns uint32
-	owner   owner // known when a walker has begun
+	owner   owner
+	since   time.Time
 }
 
 // owner is the user whose namespaces these are, however deep he nested them; 0 is root.
 type owner uint32
 
+// unknown stands for all that could not be asked whose it is. It is nobody's user id (chown(2)).
+const unknown = ^owner(0)
+
 const (
 	// metAgain is after how long a namespace is looked at again: it has other mounts now, or its number is that of another.
 	metAgain = time.Second
 	metMax   = 4096
-	// walksMax bounds the namespaces that wait.
-	walksMax = 1024
-	// walkers walk at once. One that is slow is replaced, as long as fewer than walkersHung are.
+	// walksMax bounds the namespaces of root that wait, and those of all others; userWalks bounds those of one user.
+	walksMax  = 1024
+	userWalks = 256
+	// walkers walk at once for root, and as many for all others. One that is slow is replaced, as long as fewer than walkersHung are.
 	walkers     = 2
 	walkersHung = 16
 	walkSlow    = 2 * time.Second
-	// userHung is how many of them one user may hold up: whoever makes file systems that do not answer loses his own programs' hashes.
+	walkLate    = 10 * time.Second
+	// userHung is how many of them one user may have at once: whoever makes file systems that do not answer loses his own programs' hashes.
 	userHung = 4
 )
 
 func newWalks(f func(walk) error) *walks {
-	k := &walks{walk: f, owner: ownerOf, met: map[uint32]time.Time{}, begun: map[*walk]time.Time{}}
+	k := &walks{
+		walk: f, owner: ownerOf, slow: walkSlow, late: walkLate, met: map[uint32]time.Time{},
+		root: newLane(walksMax, walkers+walkersHung), users: newLane(userWalks, userHung),
+	}
 	var st unix.Stat_t
 	if unix.Stat("/proc/self/ns/mnt", &st) == nil {
 		k.own = uint32(st.Ino)
@@ -60,111 +74,80 @@ func newWalks(f func(walk) error) *walks {
 // Elsewhere asks for the file systems of another mount namespace: that of a process, as far as it can be reached. It does not wait:
 // they are asked for a moment later.
 func (w *Watch) Elsewhere(pid, ns uint32) {
-	k := w.walks
-	if ns == k.own {
-		return
+	if k := w.walks; ns != k.own && k.meet(ns, time.Now()) {
+		k.add(walk{pid: pid, ns: ns, owner: k.owner(pid, ns)})
 	}
-	now := time.Now()
+}
+
+// meet reports whether a namespace is to be looked at.
+func (k *walks) meet(ns uint32, now time.Time) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if now.Sub(k.met[ns]) < metAgain {
-		return
-	}
-	for b := range k.begun {
-		if b.ns == ns {
-			return // it hangs there
-		}
-	}
-	if len(k.queue) >= walksMax {
-		k.missed++
-		return // the next exec in it asks again
+	if now.Sub(k.met[ns]) < metAgain || k.root.hangs(ns) || k.users.hangs(ns) {
+		return false
 	}
 	if len(k.met) >= metMax {
 		clear(k.met)
 	}
 	k.met[ns] = now
-	k.queue = append(k.queue, walk{pid: pid, ns: ns})
-	k.tend(now)
+	return true
 }
 
-// tend starts walkers. k.mu is held.
-func (k *walks) tend(now time.Time) {
-	for n := min(k.slow(now), walkersHung) + walkers - len(k.begun); n > 0 && len(k.queue) > 0; n-- {
-		next := k.queue[0]
-		k.queue = k.queue[1:]
-		k.begun[&next] = now
-		go k.run(&next)
+func (k *walks) add(this walk) {
+	this.since = time.Now()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if this.owner == unknown {
+		delete(k.met, this.ns) // the process may have ended: the next one can be asked
 	}
+	if !k.laneOf(this.owner).add(this) {
+		k.refused++
+		delete(k.met, this.ns) // the next exec in it asks again
+	}
+	k.tend(this.since)
 }
 
-func (k *walks) slow(now time.Time) (n int) {
-	for _, at := range k.begun {
-		if now.Sub(at) > walkSlow {
-			n++
+func (k *walks) laneOf(o owner) *lane {
+	if o == 0 {
+		return k.root
+	}
+	return k.users
+}
+
+// tend gives up what waited too long, and starts walkers. k.mu is held.
+func (k *walks) tend(now time.Time) {
+	sweep := now.Sub(k.swept) > k.late/16 // not at every exec
+	if sweep {
+		k.swept = now
+	}
+	for _, l := range []*lane{k.root, k.users} {
+		if sweep {
+			for _, late := range l.giveUp(now.Add(-k.late)) {
+				k.given++
+				delete(k.met, late.ns) // the next exec in it asks again
+			}
+		}
+		for n := min(l.slow(now.Add(-k.slow)), walkersHung) + walkers - len(l.begun); n > 0; n-- {
+			next := l.next()
+			if next == nil {
+				break
+			}
+			l.begun[next] = now
+			go k.run(l, next)
 		}
 	}
-	return n
 }
 
-func (k *walks) run(this *walk) {
-	var err error
-	if of := k.owner(this.pid); k.admit(this, of) {
-		err = k.walk(*this)
-	}
+func (k *walks) run(l *lane, this *walk) {
+	err := k.walk(*this)
 	now := time.Now()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err != nil {
 		delete(k.met, this.ns) // another process in it may last longer
 	}
-	delete(k.begun, this)
+	delete(l.begun, this)
 	k.tend(now)
-}
-
-// admit reports whether a walker may go to namespaces of that user. If not, it is counted, and the next exec there asks again.
-func (k *walks) admit(this *walk, of owner) bool {
-	now := time.Now()
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	this.owner = of
-	hung := 0
-	for b, at := range k.begun {
-		if b.owner == of && now.Sub(at) > walkSlow {
-			hung++
-		}
-	}
-	if of == 0 || hung < userHung {
-		return true
-	}
-	k.missed++
-	return false
-}
-
-// ownerOf asks who made the outermost user namespace around the mount namespace of a process (ioctl_ns(2)). Of root, and of what cannot be
-// asked, it is 0: that bounds nobody, and all walkers together are bounded still.
-func ownerOf(pid uint32) owner {
-	fd, err := unix.Open("/proc/"+strconv.FormatUint(uint64(pid), 10)+"/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0
-	}
-	user, err := unix.IoctlRetInt(fd, unix.NS_GET_USERNS)
-	unix.Close(fd)
-	of := owner(0)
-	for err == nil {
-		var parent int
-		var uid uint32
-		if parent, err = unix.IoctlRetInt(user, unix.NS_GET_PARENT); err == nil { // it is not the initial one
-			if uid, err = unix.IoctlGetUint32(user, unix.NS_GET_OWNER_UID); err == nil {
-				of = owner(uid)
-			}
-		}
-		unix.Close(user)
-		user = parent
-		if err != nil && parent > 0 {
-			unix.Close(parent)
-		}
-	}
-	return of
 }
 
 // hung is how many walkers are slow, now.
@@ -173,7 +156,65 @@ func (k *walks) hung() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.tend(now)
-	return k.slow(now)
+	return k.root.slow(now.Add(-k.slow)) + k.users.slow(now.Add(-k.slow))
+}
+
+// missed counts the namespaces that were not looked at.
+func (k *walks) missed() uint64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.given + k.refused
+}
+
+// ownerOf asks who made the outermost user namespace around a mount namespace (ioctl_ns(2)), through a process in it.
+func ownerOf(pid, ns uint32) owner {
+	dir, err := openProcess(pid)
+	if err != nil {
+		return unknown
+	}
+	defer unix.Close(dir)
+	return ownerIn(dir, ns)
+}
+
+// openProcess returns a descriptor of the folder of a process in /proc: in it nothing is found of another process that gets its number.
+func openProcess(pid uint32) (int, error) {
+	return unix.Open("/proc/"+strconv.FormatUint(uint64(pid), 10), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+}
+
+// ownerIn is ownerOf, through the folder of the process.
+func ownerIn(dir int, ns uint32) owner {
+	fd, err := unix.Openat(dir, "ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return unknown
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err != nil || uint32(st.Ino) != ns {
+		unix.Close(fd)
+		return unknown
+	}
+	user, err := unix.IoctlRetInt(fd, unix.NS_GET_USERNS)
+	unix.Close(fd)
+	if err != nil {
+		return unknown
+	}
+	of := owner(0)
+	for {
+		parent, err := unix.IoctlRetInt(user, unix.NS_GET_PARENT)
+		if err != nil {
+			unix.Close(user)
+			if !errors.Is(err, unix.EPERM) { // there is none: it is the initial one, or ours
+				return unknown
+			}
+			return of
+		}
+		uid, err := unix.IoctlGetUint32(user, unix.NS_GET_OWNER_UID)
+		unix.Close(user)
+		if err != nil {
+			unix.Close(parent)
+			return unknown
+		}
+		of, user = owner(uid), parent
+	}
 }
 
 // Hung tells what does not answer, if there is something.
@@ -189,23 +230,37 @@ func (w *Watch) Hung() string {
 
 var errEnded = errors.New("the process ended")
 
-// ended reports whether nothing more can be reached through the root of a process.
-func ended(root string) bool {
-	_, err := os.Readlink(root)
-	return err != nil
-}
-
-// visit asks for the file systems in the mount namespace of a process.
+// visit asks for the file systems in the mount namespace of a process. The process, or another that has its number since, may have gone
+// to a namespace of another owner, who would hold up walkers that are not his: the way starts at what was the root when that was checked.
 func (m *mounts) visit(to walk) error {
-	dir := "/proc/" + strconv.FormatUint(uint64(to.pid), 10)
-	b, err := os.ReadFile(dir + "/mountinfo")
+	dir, err := openProcess(to.pid)
 	if err != nil {
 		return err
 	}
-	m.add(b, dir+"/root", true)
-	// Of an ended process no mount point can be reached; and its number may be another's.
-	var st unix.Stat_t
-	if err := unix.Stat(dir+"/ns/mnt", &st); err != nil || uint32(st.Ino) != to.ns {
+	defer unix.Close(dir)
+	if to.owner != ownerIn(dir, to.ns) && to.owner != unknown {
+		return errEnded
+	}
+	root, err := unix.Openat(dir, "root", unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(root)
+	gone := func() bool {
+		var st unix.Stat_t
+		err := unix.Fstatat(dir, "ns/mnt", &st, 0)
+		return err != nil || uint32(st.Ino) != to.ns
+	}
+	if gone() {
+		return errEnded
+	}
+	b, err := os.ReadFile("/proc/self/fd/" + strconv.Itoa(dir) + "/mountinfo")
+	if err != nil {
+		return err
+	}
+	m.add(b, "/proc/self/fd/"+strconv.Itoa(root), gone)
+	// Of an ended process' namespace no mount point can be reached.
+	if gone() {
 		return errEnded
 	}
 	return nil

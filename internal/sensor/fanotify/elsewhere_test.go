@@ -50,7 +50,7 @@ func TestMountPointThatDoesNotAnswer(t *testing.T) {
 	walked := make(chan struct{})
 	go func() {
 		defer close(walked)
-		w.mounts.add([]byte("1 1 0:987654 / "+point+" rw - tmpfs tmpfs rw\n"), "", true)
+		w.mounts.add([]byte("1 1 0:987654 / "+point+" rw - tmpfs tmpfs rw\n"), "", func() bool { return false })
 	}()
 	time.Sleep(100 * time.Millisecond)
 	select {
@@ -67,11 +67,47 @@ func TestMountPointThatDoesNotAnswer(t *testing.T) {
 	})
 }
 
+// hurry makes walks whose owner is the pid, and that are slow soon.
+func hurry(w *Watch, f func(walk) error) {
+	w.walks = newWalks(f)
+	w.walks.owner = func(pid, _ uint32) owner { return owner(pid) }
+	w.walks.slow, w.walks.late = 100*time.Millisecond, 800*time.Millisecond
+}
+
+// tended fails the test unless all that is expected is walked soon, while somebody asks what hangs as the sensor does.
+func tended(t *testing.T, w *Watch, walked <-chan walk, expected ...uint32) {
+	t.Helper()
+	missing := map[uint32]bool{}
+	for _, ns := range expected {
+		missing[ns] = true
+	}
+	for end := time.After(2 * time.Second); len(missing) > 0; {
+		w.Hung()
+		select {
+		case to := <-walked:
+			delete(missing, to.ns)
+		case <-end:
+			t.Fatalf("%d of %d namespaces are not looked at: %v; Hung() = %q", len(missing), len(expected), missing, w.Hung())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// missed fails the test unless that many are counted soon.
+func missed(t *testing.T, w *Watch, atLeast uint64) {
+	t.Helper()
+	for end := time.Now().Add(2 * time.Second); w.Stats().Missed < atLeast; time.Sleep(10 * time.Millisecond) {
+		if w.Hung(); time.Now().After(end) {
+			t.Fatalf("%d counted as missed, want %d", w.Stats().Missed, atLeast)
+		}
+	}
+}
+
 func TestNamespacesThatHangAreToldAndDoNotHoldUpOthers(t *testing.T) {
 	w := start(t, Options{})
 	forever, walked := make(chan struct{}), make(chan walk, 16)
 	defer close(forever)
-	w.walks = newWalks(func(to walk) error {
+	hurry(w, func(to walk) error {
 		if to.ns <= 2*walkers {
 			<-forever
 		}
@@ -79,35 +115,16 @@ func TestNamespacesThatHangAreToldAndDoNotHoldUpOthers(t *testing.T) {
 		return nil
 	})
 	within(t, "Elsewhere", func() {
-		for ns := range uint32(2 * walkers) {
-			w.Elsewhere(1, ns+1)
-		}
-		w.Elsewhere(1, 100)
-		for range 2 * walksMax {
-			w.walks.mu.Lock()
-			clear(w.walks.met)
-			w.walks.mu.Unlock()
-			w.Elsewhere(1, 200)
+		for ns := range uint32(2*walkers + walksMax + 10) {
+			w.Elsewhere(0, ns+1)
 		}
 	})
 	if s := w.Stats(); s.Missed == 0 {
-		t.Error("what the queue had no room for was not counted")
+		t.Error("what there was no room for was not counted")
 	}
-	for end := time.After(4 * walkSlow); ; {
-		why := w.Hung()
-		select {
-		case to := <-walked:
-			if to.ns < 100 {
-				t.Errorf("walked %+v", to)
-			}
-			if !strings.Contains(why, "does not answer") {
-				t.Errorf("Hung() = %q", why)
-			}
-			return
-		case <-end:
-			t.Fatal("nobody walked on")
-		case <-time.After(50 * time.Millisecond):
-		}
+	tended(t, w, walked, 2*walkers+1, 2*walkers+walksMax/2)
+	if why := w.Hung(); !strings.Contains(why, "4 mount namespaces have a file system that does not answer") {
+		t.Errorf("Hung() = %q", why)
 	}
 }
 
@@ -116,36 +133,107 @@ func TestUserWhoseNamespacesHangHoldsUpHimselfOnly(t *testing.T) {
 	w := start(t, Options{})
 	forever, walked := make(chan struct{}), make(chan walk, 64)
 	defer close(forever)
-	w.walks = newWalks(func(to walk) error {
-		if to.owner == 1000 {
+	hurry(w, func(to walk) error {
+		if to.owner == 1000 || to.owner == unknown {
 			<-forever
 		}
 		walked <- to
 		return nil
 	})
-	w.walks.owner = func(pid uint32) owner { return owner(pid) }
-	const namespaces = 2 * (walkersHung + walkers)
+	const namespaces = 600
+	for ns := range uint32(namespaces) {
+		w.Elsewhere(1000, ns+1)
+		w.Elsewhere(uint32(unknown), 10000+ns) // whom nobody can ask is no better
+	}
+	w.Elsewhere(1001, 1001)
+	w.Elsewhere(0, 1002)
+	tended(t, w, walked, 1001, 1002)
+	missed(t, w, 2*(namespaces-userHung))
+}
+
+// A user whose file systems answer just before they are slow is never told as one who hangs: others have their turn, and what of his waits
+// too long is counted.
+func TestUserWhoseNamespacesAreNearlySlowHoldsUpHimselfOnly(t *testing.T) {
+	w := start(t, Options{})
+	walked := make(chan walk, 64)
+	hurry(w, func(to walk) error {
+		if to.owner == 1000 {
+			time.Sleep(90 * time.Millisecond)
+			return nil
+		}
+		walked <- to
+		return nil
+	})
+	const namespaces = 600
 	for ns := range uint32(namespaces) {
 		w.Elsewhere(1000, ns+1)
 	}
 	w.Elsewhere(1001, 1001)
 	w.Elsewhere(0, 1002)
-	others := 0
-	for end := time.After(time.Duration(userHung) * walkSlow); others < 2; {
-		w.Hung()
-		select {
-		case to := <-walked:
-			if to.owner == 1000 {
-				t.Errorf("walked %+v", to)
-			}
-			others++
-		case <-end:
-			t.Fatalf("%d of the 2 others were walked", others)
-		case <-time.After(50 * time.Millisecond):
+	tended(t, w, walked, 1001, 1002)
+	missed(t, w, namespaces-100)
+}
+
+// However many user ids somebody has (subuid(5)), root's namespaces are looked at.
+func TestUsersTogetherDoNotHoldUpRoot(t *testing.T) {
+	w := start(t, Options{})
+	forever, walked := make(chan struct{}), make(chan walk, 64)
+	defer close(forever)
+	hurry(w, func(to walk) error {
+		if to.owner != 0 {
+			<-forever
 		}
+		walked <- to
+		return nil
+	})
+	w.walks.slow = 40 * time.Millisecond // all of their walkers hang before the rest is given up
+	const ids, each = 20, 100
+	for i := range uint32(ids * each) {
+		w.Elsewhere(100000+i%ids, i+1)
 	}
-	if s := w.Stats(); s.Missed < namespaces-userHung-2*walkers {
-		t.Errorf("%d counted as missed, of %d", s.Missed, namespaces)
+	missed(t, w, ids*each-walkers-walkersHung)
+	w.walks.mu.Lock()
+	if n := len(w.walks.users.begun); n != walkers+walkersHung {
+		t.Errorf("%d walkers of users: this tests nothing", n)
+	}
+	w.walks.mu.Unlock()
+	w.Elsewhere(0, 1000000)
+	w.Elsewhere(0, 1000001)
+	w.Elsewhere(0, 1000002)
+	tended(t, w, walked, 1000000, 1000001, 1000002)
+}
+
+// What could not be asked whose it is does not stand for the same namespace that can be.
+func TestUnknownOwnerDoesNotHideANamespace(t *testing.T) {
+	w := start(t, Options{})
+	forever, walked := make(chan struct{}), make(chan walk, 64)
+	defer close(forever)
+	hurry(w, func(to walk) error {
+		if to.owner == unknown {
+			<-forever
+		}
+		walked <- to
+		return nil
+	})
+	for ns := range uint32(2 * userHung) {
+		w.Elsewhere(uint32(unknown), ns+1)
+	}
+	w.Elsewhere(0, 2*userHung)
+	w.Elsewhere(1001, 2*userHung-1)
+	tended(t, w, walked, 2*userHung, 2*userHung-1)
+}
+
+// A process that has the number of another since, or went to a namespace of another owner, is not visited for that one.
+func TestVisitOfAnotherOwner(t *testing.T) {
+	w := start(t, Options{})
+	self, ns := uint32(os.Getpid()), w.walks.own
+	if err := w.mounts.visit(walk{pid: self, ns: ns, owner: 0}); err != nil {
+		t.Errorf("of the same: %v", err)
+	}
+	for _, to := range []walk{{pid: self, ns: ns, owner: 1000}, {pid: self, ns: ns + 1, owner: 0}, {pid: self, ns: ns + 1, owner: unknown}} {
+		if err := w.mounts.visit(to); err != errEnded {
+			t.Errorf("%+v: %v", to, err)
+		}
 	}
 }
 
@@ -168,17 +256,34 @@ func TestOwnerOfNamespaces(t *testing.T) {
 	if _, err := out.Read(make([]byte, 1)); err != nil {
 		t.Fatalf("unshare: %v", err)
 	}
-	if of := ownerOf(uint32(inner.Process.Pid)); of != 4321 {
-		t.Errorf("of a user's: %d", of)
+	pid, self := uint32(inner.Process.Pid), uint32(os.Getpid())
+	for _, c := range []struct {
+		what    string
+		pid, ns uint32
+		owner   owner
+	}{
+		{"a user's", pid, mountNS(t, pid), 4321},
+		{"our own", self, mountNS(t, self), 0},
+		{"another than asked for", self, mountNS(t, pid), unknown},
+		{"of nobody", 1 << 30, mountNS(t, self), unknown},
+	} {
+		before := descriptors(t)
+		if of := ownerOf(c.pid, c.ns); of != c.owner {
+			t.Errorf("%s: %d, want %d", c.what, of, c.owner)
+		}
+		if now := descriptors(t); now != before {
+			t.Errorf("%s: %d descriptors, before %d", c.what, now, before)
+		}
 	}
-	if of := ownerOf(uint32(os.Getpid())); of != 0 {
-		t.Errorf("of our own: %d", of)
+}
+
+func mountNS(t *testing.T, pid uint32) uint32 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/mnt", pid), &st); err != nil {
+		t.Fatal(err)
 	}
-	before := descriptors(t)
-	ownerOf(uint32(inner.Process.Pid))
-	if now := descriptors(t); now != before {
-		t.Errorf("%d descriptors, before %d", now, before)
-	}
+	return uint32(st.Ino)
 }
 
 // TestNumbersOfOtherNamespacesAreUsedAgain: the device number of a private tmpfs is that of the next one.

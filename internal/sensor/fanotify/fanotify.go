@@ -92,7 +92,7 @@ type Stats struct {
 	Overflows uint64 // the kernel dropped events: no one knows which
 	Failed    uint64 // events without a descriptor: the file could not be opened
 	Dropped   uint64 // descriptors closed because more waited than Limit, and that nobody had claimed before
-	Missed    uint64 // executions in mount namespaces that could not be looked at, because too many others hold that up
+	Missed    uint64 // mount namespaces that were executed in and not looked at: too many others hold that up
 	Waiting   int
 	Marked    int
 }
@@ -288,9 +288,7 @@ func (w *Watch) Stats() Stats {
 	defer w.mu.Unlock()
 	s := w.stats
 	s.Waiting, s.Marked = len(w.files), len(w.marked)
-	w.walks.mu.Lock()
-	s.Missed = w.walks.missed
-	w.walks.mu.Unlock()
+	s.Missed = w.walks.missed()
 	return s
 }
 

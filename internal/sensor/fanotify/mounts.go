@@ -58,7 +58,7 @@ func (m *mounts) read(file string) error {
 	if err != nil {
 		return fmt.Errorf("list mounts: %w", err)
 	}
-	seen := m.add(b, "", false)
+	seen := m.add(b, "", nil)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for device, s := range m.systems {
@@ -74,8 +74,9 @@ func (m *mounts) read(file string) error {
 const elsewhereMax = 1024
 
 // add is for the lines of a mountinfo file, of mount points below root. It returns the devices that it met. m.mu is not held while a
-// mount point is reached.
-func (m *mounts) add(mountinfo []byte, root string, elsewhere bool) map[string]bool {
+// mount point is reached. Of another mount namespace, gone tells that the process through which it is reached ended, or left it.
+func (m *mounts) add(mountinfo []byte, root string, gone func() bool) map[string]bool {
+	elsewhere := gone != nil
 	seen, done := map[string]bool{}, map[string]bool{}
 	for line := range bytes.Lines(mountinfo) {
 		id, device, point, fstype, ok := parseMount(string(line))
@@ -90,7 +91,7 @@ func (m *mounts) add(mountinfo []byte, root string, elsewhere bool) map[string]b
 		kind := kindOf(fstype)
 		err := m.mark(kind, id, root+point)
 		done[device] = err == nil
-		if err != nil && elsewhere && ended(root) {
+		if err != nil && elsewhere && gone() {
 			err = errEnded
 		}
 		m.mu.Lock()
