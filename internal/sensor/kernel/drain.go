@@ -10,7 +10,6 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
@@ -32,10 +31,13 @@ type swap struct {
 	used, spare table
 }
 
+// maps are both.
+func (s *swap) maps() [2]*table { return [2]*table{&s.used, &s.spare} }
+
 // table is one of its two maps, and what reads it without a system call on the map itself, if the set needs that.
 type table struct {
 	*ebpf.Map
-	reader *link.Iter
+	reader reader
 }
 
 // buffers are kept from drain to drain, so that a drain allocates nothing in the steady state.
@@ -323,7 +325,7 @@ func (h *Hooks) drainTables(to Handler, emit func(*event.Flow)) error {
 		decodeFlow(k, c, &h.buffers.flow)
 		emit(&h.buffers.flow)
 	}
-	if h.tables[1].used.reader != nil {
+	if h.reads {
 		if err := h.readTable(h.tables[0].spare.reader, flow); err != nil {
 			return err
 		}
@@ -345,11 +347,11 @@ func (h *Hooks) drainTables(to Handler, emit func(*event.Flow)) error {
 }
 
 // readTable takes every entry out of a table by its iterator. The kernel may pass over some when its buffer, of eight pages, was full.
-func (h *Hooks) readTable(reader *link.Iter, each func(*bpfFlowKey, *bpfCounts)) error {
+func (h *Hooks) readTable(table reader, each func(*bpfFlowKey, *bpfCounts)) error {
 	const size = int(unsafe.Sizeof(bpfFlowReport{}))
 	for {
 		n := 0
-		r, err := reader.Open()
+		r, err := table.Open()
 		if err != nil {
 			return fmt.Errorf("iterate over a table: %w", err)
 		}

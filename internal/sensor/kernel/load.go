@@ -57,7 +57,8 @@ type Hooks struct {
 	sendpage   bool       // the kernel has a way of sending of its own for files and pipes
 	drains     *link.Iter // over the sockets' states
 	tables     [2]swap
-	noReaders  error // why the tables have no iterators of their own, where they should
+	reads      bool  // the tables have iterators of their own, all of them
+	noReaders  error // why they have none, where they should
 	fewReturns error // why only a few calls at a time can be seen to return
 	tableUsed  uint64
 	datagrams  *datagrams
@@ -216,30 +217,9 @@ func (h *Hooks) load(hooks []hook, ring int) error {
 	for i, name := range []string{"flow_table", "total_table"} {
 		outer := []string{"flows", "totals"}[i]
 		h.tables[i] = swap{outer: h.collection.Maps[outer], spare: table{Map: h.collection.Maps[name+"_1"]}, used: table{Map: h.collection.Maps[name+"_0"]}}
-		if h.set == SetKprobe && h.noReaders == nil {
-			h.noReaders = h.attachReaders(&h.tables[i], readers()[i])
-		}
 	}
-	return nil
-}
-
-// readers are the programs that read the tables, where the set needs them.
-func readers() [2][2]string {
-	return [2][2]string{{"drain_flow_table_0", "drain_flow_table_1"}, {"drain_total_table_0", "drain_total_table_1"}}
-}
-
-// attachReaders makes the iterators over both maps of a table. Without them reading takes system calls, during which the kernel skips kprobes.
-func (h *Hooks) attachReaders(s *swap, programs [2]string) error {
-	for i, t := range []*table{&s.used, &s.spare} {
-		program := h.collection.Programs[programs[i]]
-		if program == nil {
-			return fmt.Errorf("the kernel refuses the program: %w", h.refused[programs[i]])
-		}
-		it, err := link.AttachIter(link.IterOptions{Program: program, Map: t.Map})
-		if err != nil {
-			return fmt.Errorf("iterate over a table: %w", err)
-		}
-		t.reader = it
+	if h.set == SetKprobe {
+		h.noReaders = h.attachReaders(h.attachReader)
 	}
 	return nil
 }
@@ -411,14 +391,7 @@ func (h *Hooks) Close() error {
 	if h.drains != nil {
 		errs = append(errs, h.drains.Close())
 	}
-	for i := range h.tables {
-		for _, t := range []*table{&h.tables[i].used, &h.tables[i].spare} {
-			if t.reader != nil {
-				errs = append(errs, t.reader.Close())
-				t.reader = nil
-			}
-		}
-	}
+	errs = append(errs, h.closeReaders())
 	if h.released != nil {
 		errs = append(errs, h.released.Close())
 	}
