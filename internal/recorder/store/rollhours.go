@@ -149,7 +149,10 @@ func (s *SQLite) direction(ctx context.Context, actor int64) (string, error) {
 }
 
 func (s *SQLite) addSegment(ctx context.Context, seconds, bucket int64, entries []rollup.Entry) error {
-	actors, peers, sum := rollup.Encode(rollup.Merge(entries))
+	actors, peers, sum, err := rollup.Encode(rollup.Merge(entries))
+	if err != nil {
+		return err
+	}
 	r, err := s.conn.ExecContext(ctx, "INSERT INTO segments (seconds, bucket, merged, conns, sent, received) VALUES (?,?,0,?,?,?)", seconds, bucket, clamp(sum.Conns), clamp(sum.Sent), clamp(sum.Received))
 	if err != nil {
 		return err

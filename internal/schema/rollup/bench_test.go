@@ -14,7 +14,10 @@ func BenchmarkRead(b *testing.B) {
 	for range 1142 {
 		entries = append(entries, Entry{1 + r.Int64N(1+r.Int64N(1800)), 443, r.Int64N(1 + r.Int64N(20000)), r.Int64N(1 + r.Int64N(5000)), Sum{r.Uint64N(2), size(7, 1.5), size(9, 2)}})
 	}
-	actors, peers, _ := Encode(Merge(entries))
+	actors, peers, _, err := Encode(Merge(entries))
+	if err != nil {
+		b.Fatal(err)
+	}
 	var a Actors
 	var p Peers
 	b.SetBytes(int64(len(actors) + len(peers)))

@@ -24,7 +24,7 @@ const (
 	padding  = 8  // bytes after the last column: a number is read as eight of them
 )
 
-// maxRows bounds what a damaged BLOB can make a reader reserve. A writer's steps are much smaller.
+// maxRows bounds what a damaged BLOB can make a reader reserve. A writer's steps are much smaller; Encode refuses more.
 const maxRows = 1 << 20
 
 // number is what a column is read into.

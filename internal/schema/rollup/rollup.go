@@ -10,6 +10,7 @@ package rollup
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 )
@@ -60,6 +61,9 @@ func ServicePort(direction string, local, remote int64) int64 {
 // ErrFormat is returned for a BLOB that is not one of ours, or damaged.
 var ErrFormat = errors.New("a roll-up is damaged")
 
+// ErrRows is returned for more entries than a BLOB may have: no reader would take it.
+var ErrRows = errors.New("too many entries for one roll-up")
+
 func compare(a, b *Entry) int {
 	return cmp.Or(cmp.Compare(a.Actor, b.Actor), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Remote, b.Remote), cmp.Compare(a.Domain, b.Domain))
 }
@@ -79,8 +83,12 @@ func Merge(entries []Entry) []Entry {
 	return entries[:n]
 }
 
-// Encode writes entries that Merge returned: the sums by actor and port, and those by remote address and domain, too.
-func Encode(entries []Entry) (actors, peers []byte, total Sum) {
+// Encode writes entries that Merge returned: the sums by actor and port, and those by remote address and domain, too. It refuses more than
+// Read takes (ErrRows): the rows that they are of may be gone when somebody reads it.
+func Encode(entries []Entry) (actors, peers []byte, total Sum, err error) {
+	if len(entries) > maxRows {
+		return nil, nil, Sum{}, fmt.Errorf("%w: %d, at most %d", ErrRows, len(entries), maxRows)
+	}
 	var actor, port, conns, sent, received []uint64
 	var key, remote, domain, pconns, psent, preceived []uint64
 	keys, last := 0, 0
@@ -108,7 +116,7 @@ func Encode(entries []Entry) (actors, peers []byte, total Sum) {
 		total.Add(sum)
 		keys++
 	}
-	return pack(keys, actor, port, conns, sent, received), pack(len(entries), key, remote, domain, pconns, psent, preceived), total
+	return pack(keys, actor, port, conns, sent, received), pack(len(entries), key, remote, domain, pconns, psent, preceived), total, nil
 }
 
 // Actors are the sums of a segment by actor and port, column by column.

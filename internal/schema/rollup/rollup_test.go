@@ -37,7 +37,10 @@ func TestSameSums(t *testing.T) {
 			want[k] = s
 			all.Add(e.Sum)
 		}
-		actors, peers, total := Encode(Merge(in))
+		actors, peers, total, err := Encode(Merge(in))
+		if err != nil {
+			t.Fatal(err)
+		}
 		if total != all {
 			t.Fatalf("total %v, want %v", total, all)
 		}
@@ -154,7 +157,10 @@ func TestServicePort(t *testing.T) {
 
 // FuzzRead: whatever a damaged file holds, reading ends with an error or with columns of one length.
 func FuzzRead(f *testing.F) {
-	actors, peers, _ := Encode(Merge([]Entry{{1, 443, 2, 3, Sum{1, 2, 3}}, {1, 80, 0, 0, Sum{1, 200, 30000}}, {9, -1, 1, 0, Sum{}}}))
+	actors, peers, _, err := Encode(Merge([]Entry{{1, 443, 2, 3, Sum{1, 2, 3}}, {1, 80, 0, 0, Sum{1, 200, 30000}}, {9, -1, 1, 0, Sum{}}}))
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Add(actors, peers)
 	f.Add([]byte{version, 200, 1}, []byte{version})
 	f.Add([]byte{version, 3, 5, 1, 0, 60, 7, 255}, []byte{versionVarints, 1, 1, 0})
@@ -166,4 +172,23 @@ func FuzzRead(f *testing.F) {
 		}
 		Entries(a, p)
 	})
+}
+
+// TestTooManyEntriesAreRefused: what Encode takes is read again to the last row, and it takes no more.
+func TestTooManyEntriesAreRefused(t *testing.T) {
+	t.Parallel()
+	many := make([]Entry, maxRows+1)
+	for i := range many {
+		many[i] = Entry{Actor: int64(i), Sum: Sum{Conns: 1}}
+	}
+	actors, peers, total, err := Encode(many[:maxRows])
+	if err != nil || total.Conns != maxRows {
+		t.Fatal(total, err)
+	}
+	if out, err := Entries(actors, peers); err != nil || !slices.Equal(out, many[:maxRows]) {
+		t.Errorf("%d entries read of %d, %v", len(out), maxRows, err)
+	}
+	if actors, peers, _, err := Encode(many); !errors.Is(err, ErrRows) || actors != nil || peers != nil {
+		t.Errorf("one more: %d and %d bytes, %v; want %v", len(actors), len(peers), err, ErrRows)
+	}
 }
