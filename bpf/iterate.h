@@ -105,8 +105,11 @@ int drain_sockets(struct bpf_iter__bpf_sk_storage_map *ctx)
 	__builtin_memset(&r, 0, sizeof(r));
 	r.kind = KIND_FLOW;
 	r.size = sizeof(r);
-	/* Without room the kernel throws the output of this call away and calls again: take nothing yet. */
-	if (seq->count + sizeof(r) > seq->size) {
+	/*
+	 * Without room the kernel throws the output of this call away and calls again: take nothing yet. A buffer that this fills to its last byte
+	 * counts as without (seq_write() in fs/seq_file.c).
+	 */
+	if (seq->count + sizeof(r) >= seq->size) {
 		bpf_seq_write(seq, &r, sizeof(r));
 		return 0;
 	}
@@ -145,7 +148,7 @@ static __always_inline int drain_entry(struct seq_file *seq, struct flow_report 
 	r->kind = KIND_FLOW;
 	r->size = sizeof(*r);
 	r->counts = *value;
-	if (seq->count + sizeof(*r) <= seq->size)
+	if (seq->count + sizeof(*r) < seq->size) /* as above */
 		bpf_map_delete_elem(table, key);
 	bpf_seq_write(seq, r, sizeof(*r));
 	return 0;
