@@ -146,7 +146,7 @@ func TestRunSurvivesItsRecorder(t *testing.T) {
 	pids := map[uint32]bool{}
 	for i := range programs {
 		cmd := exec.Command(os.Args[0])
-		cmd.Env = []string{"SENSOR_TEST_SEND=" + l.Addr().String()}
+		cmd.Env = []string{"SENSOR_TEST_SEND=" + l.Addr().String(), "GORACE=atexit_sleep_ms=0"}
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}

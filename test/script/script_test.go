@@ -100,6 +100,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("PICOSNITCH_DIR", filepath.Join(e.WorkDir, "pico"))
 			e.Setenv("PICOSNITCH_RUN_DIR", filepath.Join(e.WorkDir, "run"))
 			e.Setenv("PICOSNITCH_UNIT", filepath.Join(e.WorkDir, "picosnitch.service"))
+			e.Setenv("GORACE", os.Getenv("GORACE"))
 			for _, k := range []string{"SUDO_UID", "SUDO_USER", "PICOSNITCH_LIVE", "NOTIFY_SOCKET"} {
 				e.Setenv(k, "")
 			}

@@ -19,7 +19,7 @@ import (
 func run(t *testing.T, h *Hooks, c *collector, prepare func(*exec.Cmd)) event.Process {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = []string{"KERNEL_TEST_EXIT=1"}
+	cmd.Env = ends()
 	prepare(cmd)
 	if err := cmd.Run(); err != nil {
 		t.Fatal(err)
