@@ -36,15 +36,18 @@ func (e *Encoder) Encode(ev *Event) error {
 
 // Append appends ev as one line.
 func Append(b []byte, ev *Event) ([]byte, error) {
-	j, err := json.Marshal(ev)
-	if err != nil {
-		return b, fmt.Errorf("encode event: %w", err)
+	line, known := appendKnown(b, ev)
+	if !known {
+		j, err := json.Marshal(ev)
+		if err != nil {
+			return b, fmt.Errorf("encode event: %w", err)
+		}
+		line = append(b, j...)
 	}
-	if len(j) >= MaxLine {
-		return b, fmt.Errorf("encode event: line of %d bytes, at most %d", len(j), MaxLine)
+	if n := len(line) - len(b); n >= MaxLine {
+		return b, fmt.Errorf("encode event: line of %d bytes, at most %d", n, MaxLine)
 	}
-	b = append(b, j...)
-	return append(b, '\n'), nil
+	return append(line, '\n'), nil
 }
 
 // ErrVersion is returned for a stream that a newer picosnitch wrote. Nothing after it can be trusted to be

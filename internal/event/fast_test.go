@@ -25,28 +25,30 @@ func same(t interface{ Fatalf(string, ...any) }, line []byte) (fast bool) {
 	return true
 }
 
+// drawAddress is any address with a port, or none.
+func drawAddress(t *rapid.T, label string) netip.AddrPort {
+	port := rapid.Uint16().Draw(t, label+" port")
+	switch rapid.IntRange(0, 3).Draw(t, label) {
+	case 0:
+		return netip.AddrPort{}
+	case 1:
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, label+" IPv4"))), port)
+	case 2:
+		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, label+" IPv6"))), port)
+	default:
+		return netip.AddrPortFrom(netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 1}).WithZone(rapid.SampledFrom([]string{"eth0", `"<\`, "é\x00"}).Draw(t, label+" zone")), port)
+	}
+}
+
 // drawFlow is any flow.
 func drawFlow(t *rapid.T) Event {
 	word := func(label string, words ...string) string {
 		return rapid.OneOf(rapid.SampledFrom(words), rapid.SampledFrom(words), rapid.String()).Draw(t, label)
 	}
-	address := func(label string) netip.AddrPort {
-		port := rapid.Uint16().Draw(t, label+" port")
-		switch rapid.IntRange(0, 3).Draw(t, label) {
-		case 0:
-			return netip.AddrPort{}
-		case 1:
-			return netip.AddrPortFrom(netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, label+" IPv4"))), port)
-		case 2:
-			return netip.AddrPortFrom(netip.AddrFrom16([16]byte(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, label+" IPv6"))), port)
-		default:
-			return netip.AddrPortFrom(netip.MustParseAddr("fe80::1%eth0"), port)
-		}
-	}
 	return Event{At: rapid.Int64().Draw(t, "at"), Flow: &Flow{
 		Process: ProcessID{rapid.Uint32().Draw(t, "pid"), rapid.Uint64().Draw(t, "start"), rapid.Uint32().Draw(t, "exec")},
 		UID:     rapid.Uint32().Draw(t, "uid"), Family: word("family", "inet", "inet6", "packet", "vsock"), Protocol: word("protocol", "tcp", "udp", "icmp", "ip-2", ""),
-		Direction: word("direction", Outbound, Inbound, ""), Layer: word("layer", LayerPayload, LayerIP, LayerFrame), Local: address("local"), Remote: address("remote"),
+		Direction: word("direction", Outbound, Inbound, ""), Layer: word("layer", LayerPayload, LayerIP, LayerFrame), Local: drawAddress(t, "local"), Remote: drawAddress(t, "remote"),
 		Peer: word("peer", PeerSocket, PeerMessage, PeerPacket, ""), NetNS: rapid.Uint32().Draw(t, "net_ns"), Conns: rapid.Uint32().Draw(t, "conns"),
 		Sent: rapid.Uint64().Draw(t, "sent"), Received: rapid.Uint64().Draw(t, "received"),
 	}}
