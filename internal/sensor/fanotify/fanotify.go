@@ -385,7 +385,8 @@ func (w *Watch) executed(g *group, fd int, pid int32, pidfd int, st *unix.Stat_t
 	w.stats.Execs++
 	m, watched := w.marked[id.Inode]
 	w.mu.Unlock()
-	watched = watched && m.identity == id
+	// The kernel may have forgotten the file meanwhile, and the mark with it.
+	watched = watched && m.identity == id && g.watches(fd)
 	known := watched && w.o.Known(id)
 	if !watched {
 		// First the watch, then the look: whatever is written later is told.
@@ -446,12 +447,11 @@ func (w *Watch) remember(id Identity) mark {
 // byte by byte must not keep us busy.
 func (w *Watch) changed(g *group, fd int, pid int32, st *unix.Stat_t) {
 	id := IdentityOf(st)
-	g.unwatchFile(fd)
+	first := g.unwatchFile(fd) // the kernel's word: of many files not all marks are remembered
 	w.mu.Lock()
-	_, ok := w.marked[id.Inode]
 	delete(w.marked, id.Inode)
 	w.mu.Unlock()
-	if !ok {
+	if !first {
 		return // told already
 	}
 	path := linkOf(fd)

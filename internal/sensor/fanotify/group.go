@@ -116,8 +116,14 @@ func (g *group) watchFile(fd int) error {
 	return err
 }
 
-func (g *group) unwatchFile(fd int) {
-	_ = unix.FanotifyMark(g.fd, unix.FAN_MARK_REMOVE, written, fd, "") // gone already: as good
+// unwatchFile reports whether the file was watched.
+func (g *group) unwatchFile(fd int) bool {
+	return unix.FanotifyMark(g.fd, unix.FAN_MARK_REMOVE, written, fd, "") == nil
+}
+
+// watches reports whether a file is watched: of a mark that is not there the kernel cannot take away what none has (fanotify_remove_mark: ENOENT).
+func (g *group) watches(fd int) bool {
+	return unix.FanotifyMark(g.fd, unix.FAN_MARK_REMOVE, unix.FAN_ACCESS, fd, "") == nil
 }
 
 // drain reads until there is nothing.
