@@ -40,6 +40,8 @@ type Env struct {
 	Stdin          *os.File
 	Stdout, Stderr io.Writer
 	Getenv         func(string) string
+
+	args []string // the command line
 }
 
 var (
@@ -59,6 +61,7 @@ func (e *codeError) Unwrap() error { return e.err }
 
 // Run runs one command line and returns the exit code.
 func Run(args []string, env Env) int {
+	env.args = args
 	root := commands(env)
 	root.SetArgs(args)
 	err := root.Execute()
@@ -93,41 +96,24 @@ func exitCode(err error) int {
 	return ExitFailure
 }
 
-const long = `picosnitch shows which program sent or received which bytes, to whom, and keeps
-a log of it. It is a monitor, not a firewall: it never blocks and never delays.`
-
-const after = `
-Files, in ~/.config/picosnitch of the user who calls sudo:
-  config.json  settings; made on the first run      snitch.db  the connection log
-  record.json  every program seen so far            exe.log    its history
-  conn.log     text log, if switched on             error.log  what went wrong or was lost
-
-Environment:
-  PICOSNITCH_DIR      the folder, instead of ~/.config/picosnitch
-  PICOSNITCH_RUN_DIR  where pid file and live feed are, instead of /run
-  PICOSNITCH_LIVE     1: show a live line per flow, also when the output is no terminal
-
-Exit codes:
-  0  done                            3  already running, or not running
-  1  failed                          4  the kernel lacks what picosnitch needs
-  2  config or command line wrong    5  root is needed
-                                     6  the folder cannot be written
-`
-
 func commands(env Env) *cobra.Command {
+	var showVersion bool
 	root := &cobra.Command{
 		Use:           "picosnitch",
 		Short:         "which program sent or received which bytes, to whom",
 		Long:          long,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args: func(_ *cobra.Command, args []string) error {
+		Args: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return fmt.Errorf("%w: unknown command %q: see `picosnitch help`", errUsage, args[0])
+				return unknown(c, args[:1])
 			}
 			return nil
 		},
 		RunE: func(c *cobra.Command, _ []string) error {
+			if showVersion {
+				return printVersion(env)
+			}
 			c.SetOut(env.Stderr)
 			c.Help()
 			return &codeError{ExitUsage, errQuiet}
@@ -140,7 +126,10 @@ func commands(env Env) *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w: see `%s --help`", errUsage, err, c.CommandPath())
 	})
-	root.SetUsageTemplate(strings.TrimRight(root.UsageTemplate(), "\n") + "\n{{if not .HasParent}}" + after + "{{end}}")
+	root.SuggestionsMinimumDistance = 2
+	root.Flags().BoolVar(&showVersion, "version", false, "show the version and where things are")
+	root.SetUsageTemplate(usageTemplate(root))
+	root.SetHelpCommand(helpCommand())
 	root.AddCommand(
 		startCommand(env), startNoDaemonCommand(env), stopCommand(env), restartCommand(env),
 		statusCommand(env), reportCommand(env), exportCommand(env), dbCommand(env), doctorCommand(env), recordCommand(env), replayCommand(env),
@@ -148,7 +137,7 @@ func commands(env Env) *cobra.Command {
 	)
 	for _, c := range root.Commands() {
 		if c.Args == nil {
-			c.Args = cobra.NoArgs
+			c.Args = noArguments
 		}
 		args := c.Args
 		c.Args = func(c *cobra.Command, a []string) error {
@@ -159,13 +148,6 @@ func commands(env Env) *cobra.Command {
 		}
 	}
 	return root
-}
-
-func needRoot(c *cobra.Command) error {
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("`picosnitch %s` %w: run: sudo picosnitch %[1]s", c.Name(), errNotRoot)
-	}
-	return nil
 }
 
 // interruptible gives a context that ends with SIGINT, SIGTERM or, when the terminal goes away, SIGHUP; the second signal leaves
@@ -235,14 +217,16 @@ func versionCommand(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "show the version and where things are",
-		RunE: func(*cobra.Command, []string) error {
-			fmt.Fprintf(env.Stdout, "picosnitch %s (%s, %s/%s)\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
-			if p, err := daemon.FindPlace(env.Getenv); err == nil {
-				fmt.Fprintf(env.Stdout, "folder: %s\nrun directory: %s\n", p.Dir, p.RunDir)
-			}
-			return nil
-		},
+		RunE:  func(*cobra.Command, []string) error { return printVersion(env) },
 	}
+}
+
+func printVersion(env Env) error {
+	_, err := fmt.Fprintf(env.Stdout, "picosnitch %s (%s, %s/%s)\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	if p, e := daemon.FindPlace(env.Getenv); e == nil && err == nil {
+		_, err = fmt.Fprintf(env.Stdout, "folder: %s\nrun directory: %s\n", p.Dir, p.RunDir)
+	}
+	return err
 }
 
 func recorderCommand() *cobra.Command {

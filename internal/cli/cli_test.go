@@ -7,11 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/picosnitch/picosnitch/internal/daemon"
 	"github.com/picosnitch/picosnitch/internal/event"
+	"github.com/picosnitch/picosnitch/internal/reader/query"
 	"github.com/picosnitch/picosnitch/internal/recorder"
 	"github.com/picosnitch/picosnitch/internal/sensor"
 )
@@ -43,13 +46,69 @@ func TestExitCodesAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []int{ExitOK, ExitFailure, ExitUsage, ExitState, ExitUnsupported, ExitNotRoot} {
+	for _, c := range []int{ExitOK, ExitFailure, ExitUsage, ExitState, ExitUnsupported, ExitNotRoot, ExitRecorder, ExitInterrupted} {
 		if !strings.Contains(after, fmt.Sprintf("  %d  ", c)) {
 			t.Errorf("help lacks exit code %d", c)
 		}
 		if !strings.Contains(string(readme), fmt.Sprintf("\n| %d | ", c)) {
 			t.Errorf("README.md lacks exit code %d", c)
 		}
+	}
+}
+
+// Every help text fits a terminal of 80 columns.
+func TestHelpFits(t *testing.T) {
+	var show func(words []string)
+	show = func(words []string) {
+		var out, errs bytes.Buffer
+		if code := Run(append(words, "--help"), Env{Stdout: &out, Stderr: &errs, Getenv: func(string) string { return "" }}); code != ExitOK || errs.Len() > 0 {
+			t.Fatalf("%q --help: %d, %s", words, code, &errs)
+		}
+		for line := range strings.Lines(out.String()) {
+			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > helpWidth {
+				t.Errorf("picosnitch %s --help: a line of %d columns: %s", strings.Join(words, " "), n, line)
+			}
+		}
+		about, _, err := commands(Env{Getenv: os.Getenv}).Find(words)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range about.Commands() {
+			if !c.Hidden {
+				show(append(slices.Clone(words), c.Name()))
+			}
+		}
+	}
+	show(nil)
+}
+
+// What a report can be asked by is in its help.
+func TestReportHelpHasEveryDimension(t *testing.T) {
+	c, _, err := commands(Env{Getenv: os.Getenv}).Find([]string{"report"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := strings.Join(strings.Fields(c.Long), " "); !strings.Contains(text, query.DimensionList()) {
+		t.Errorf("the help of report lacks what it can be asked by, %q:\n%s", query.DimensionList(), text)
+	}
+}
+
+func TestAsRoot(t *testing.T) {
+	env := Env{Getenv: func(k string) string { return map[string]string{"PICOSNITCH_DIR": "/a b/it's"}[k] }}
+	got := asRoot(env, "record", "--for", "10s", "my file\x1b[31m")
+	if want := ` record --for 10s 'my file\u{1b}[31m'`; !strings.HasSuffix(got, want) {
+		t.Errorf("%s does not end in %s", got, want)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := exe + " record"
+	if os.Geteuid() != 0 {
+		want = `sudo PICOSNITCH_DIR='/a b/it'\''s' ` + want
+	}
+	if !strings.HasPrefix(got, want) {
+		t.Errorf("%s does not begin with %s", got, want)
 	}
 }
 

@@ -37,6 +37,9 @@ func statusCommand(env Env) *cobra.Command {
 					return fmt.Errorf("picosnitch runs with pid %d, but its recorder does not answer: it is starting, or see error.log", pid)
 				}
 			}
+			if errors.Is(err, daemon.ErrNotRunning) {
+				return fmt.Errorf("%w: to start it: %s", err, asRoot(env, "start"))
+			}
 			if err != nil {
 				return err
 			}
@@ -199,9 +202,9 @@ func doctorCommand(env Env) *cobra.Command {
 	var hooks string
 	c := &cobra.Command{
 		Use:   "doctor",
-		Short: "say what this machine offers and what is missing, and prove it with known bytes",
+		Short: "show what the machine offers, what is missing, and a self test",
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := needRoot(c); err != nil {
+			if err := needRoot(env, c); err != nil {
 				return err
 			}
 			ctx, cancel := interruptible(env)
@@ -218,6 +221,9 @@ func doctorCommand(env Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if ctx.Err() != nil {
+				return errors.New("interrupted: what is above is not the whole")
+			}
 			for _, s := range report.SelfTest {
 				if !s.OK {
 					return fmt.Errorf("the self test found a difference: %s: %s", s.Name, s.Detail)
@@ -230,7 +236,7 @@ func doctorCommand(env Env) *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.Flags().StringVar(&hooks, "hooks", "", "examine this hook set instead of the best one")
+	c.Flags().StringVar(&hooks, "hooks", "", "examine this hook `SET` instead of the best one")
 	return c
 }
 

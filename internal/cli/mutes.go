@@ -41,10 +41,10 @@ func unmuteCommand(env Env) *cobra.Command {
 	var all bool
 	c := &cobra.Command{
 		Use:   "unmute NUMBER",
-		Short: "show again what was muted; the numbers are those of `picosnitch mutes`",
+		Short: "show again what was muted: a NUMBER of `picosnitch mutes`",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := needRoot(c); err != nil {
+			if err := needRoot(env, c); err != nil {
 				return err
 			}
 			number := 0

@@ -38,14 +38,14 @@ type asked struct {
 }
 
 func (a *asked) flags(c *cobra.Command) {
-	c.Flags().StringVar(&a.file, "file", "", "read this database instead of snitch.db in picosnitch's folder")
-	c.Flags().StringVar(&a.from, "from", "", "ask an SQL server instead: config (\"DB sql server\" of config.json) or postgres://USER@HOST/DATABASE?table=NAME, mysql://… (the password: PGPASSWORD or ~/.pgpass, MYSQL_PWD)")
-	c.Flags().DurationVar(&a.timeout, "timeout", remote.DefaultTimeout, "with --from: how long the server may work on a question")
-	c.Flags().StringVar(&a.since, "since", "", "from this time: 2026-01-31, \"2026-01-31 15:04\", today, yesterday, or how long ago: 24h, 7d (default: everything)")
-	c.Flags().StringVar(&a.until, "until", "", "up to this time; the day of a date alone is included")
-	c.Flags().StringArrayVar(&a.where, "where", nil, "only what is so: exe=/usr/bin/curl, port!=443, \"domain~example\", name=a|b; may be given again, then all must hold")
+	c.Flags().StringVar(&a.file, "file", "", "read the database `FILE` instead of snitch.db in picosnitch's folder")
+	c.Flags().StringVar(&a.from, "from", "", "ask the SQL server at `URL` instead: postgres://USER@HOST/DATABASE?table=NAME, mysql://…, or config: \"DB sql server\" of config.json (the password: PGPASSWORD, ~/.pgpass, MYSQL_PWD)")
+	c.Flags().DurationVar(&a.timeout, "timeout", remote.DefaultTimeout, "with --from: `TIME` that the server may work on a question")
+	c.Flags().StringVar(&a.since, "since", "", "from this `TIME`: 2026-01-31, \"2026-01-31 15:04\", today, yesterday, or how long ago: 24h, 7d (default: everything)")
+	c.Flags().StringVar(&a.until, "until", "", "up to this `TIME`; the day of a date alone is included")
+	c.Flags().StringArrayVar(&a.where, "where", nil, "only what the `FILTER` says: exe=/usr/bin/curl, port!=443, \"domain~example\", name=a|b; may be given again, then all must hold")
 	c.Flags().BoolVar(&a.utc, "utc", false, "times and days of UTC instead of the local ones")
-	c.Flags().StringVar(&a.countryDB, "country-db", "", "find countries in this file (default: PICOSNITCH_COUNTRY_DB, else what is installed)")
+	c.Flags().StringVar(&a.countryDB, "country-db", "", "find countries in this `FILE` (default: PICOSNITCH_COUNTRY_DB, else what is installed)")
 }
 
 func (a *asked) read() (r query.Range, where []query.Filter, zone *time.Location, err error) {
@@ -174,13 +174,16 @@ func reportCommand(env Env) *cobra.Command {
 	var exact bool
 	c := &cobra.Command{
 		Use:   "report",
-		Short: "show who moved how much: by program, name, parent, domain, port, user, …",
-		Long: `Show who moved how much, by one of: ` + query.DimensionList() + `.
-With --period, for each day, week or month of the local calendar. It needs no root and no running picosnitch.`,
+		Short: "show who moved how much: by program, user, port, domain, …",
+		Long: `Show who moved how much, by one of:
+exe, sha256, name, cmdline, script, parent, place (or unit, container), user (or
+uid), family, protocol, direction, port, domain, ip (or address), country, host.
+With --period, for each day, week or month of the local calendar. It needs no
+root and no running picosnitch.`,
 		Example: `  picosnitch report --since today
   picosnitch report --by domain --where exe=/usr/bin/curl --since 7d
   picosnitch report --by user --period month --format csv
-  picosnitch report --from postgres://reader@db.example.com/fleet --by host --since 7d`,
+  picosnitch report --by host --from postgres://reader@db.example.com/fleet`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			r, where, zone, err := a.read()
 			if err != nil {
@@ -239,11 +242,11 @@ With --period, for each day, week or month of the local calendar. It needs no ro
 		},
 	}
 	a.flags(c)
-	c.Flags().StringVar(&by, "by", "exe", "what to sum up by, or all")
-	c.Flags().StringVar(&period, "period", "", "for each day, week or month (or hour, minute)")
-	c.Flags().StringVar(&format, "format", "table", "table, csv or json")
-	c.Flags().StringVar(&order, "order", "bytes", "greatest first by bytes, sent, received or conns")
-	c.Flags().IntVar(&limit, "limit", 20, "rows; the others are added up")
+	c.Flags().StringVar(&by, "by", "exe", "sum up by `WHAT`, or all")
+	c.Flags().StringVar(&period, "period", "", "for each `STEP`: day, week, month, hour or minute")
+	c.Flags().StringVar(&format, "format", "table", "write as `FORMAT`: table, csv or json")
+	c.Flags().StringVar(&order, "order", "bytes", "greatest first by `WHAT`: bytes, sent, received or conns")
+	c.Flags().IntVar(&limit, "limit", 20, "show this many `ROWS`; the others are added up")
 	c.Flags().BoolVar(&exact, "exact", false, "whole numbers of bytes in the table, too")
 	return c
 }
@@ -304,8 +307,10 @@ func exportCommand(env Env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "export",
 		Short: "write single rows of the connection log as CSV or JSON lines",
-		Long: `Write the rows of the connection log, one a line, as CSV or JSON. The first 16 fields of CSV are those of conn.log. A text that a spreadsheet
-would take for a formula begins with an apostrophe there. It needs no root and no running picosnitch.`,
+		Long: `Write the rows of the connection log, one a line, as CSV or JSON. The first 16
+fields of CSV are those of conn.log. A text that a spreadsheet would take for a
+formula begins with an apostrophe there. It needs no root and no running
+picosnitch.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			r, where, zone, err := a.read()
 			if err != nil {
@@ -351,8 +356,8 @@ would take for a formula begins with an apostrophe there. It needs no root and n
 		},
 	}
 	a.flags(c)
-	c.Flags().StringVar(&format, "format", "csv", "csv or json (one object a line)")
-	c.Flags().StringVarP(&output, "output", "o", "", "write to this file, which must not exist yet, instead of standard output")
+	c.Flags().StringVar(&format, "format", "csv", "write as `FORMAT`: csv or json (one object a line)")
+	c.Flags().StringVarP(&output, "output", "o", "", "write to this `FILE`, which must not exist yet, instead of standard output")
 	return c
 }
 
@@ -390,7 +395,7 @@ func dbCommand(env Env) *cobra.Command {
 		Short: "examine the database",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return fmt.Errorf("there is no `picosnitch db %s`", args[0])
+				return fmt.Errorf("unknown command %q of `picosnitch db`", args[0])
 			}
 			return nil
 		},
@@ -403,7 +408,7 @@ func dbCommand(env Env) *cobra.Command {
 	var a asked
 	check := &cobra.Command{
 		Use:   "check",
-		Short: "check that the file is whole, and that all sums are the sums of the rows",
+		Short: "check that the file is whole, and that all sums are right",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx := c.Context()
@@ -435,7 +440,7 @@ func dbCommand(env Env) *cobra.Command {
 			return nil
 		},
 	}
-	check.Flags().StringVar(&a.file, "file", "", "read this database instead of snitch.db in picosnitch's folder")
+	check.Flags().StringVar(&a.file, "file", "", "read the database `FILE` instead of snitch.db in picosnitch's folder")
 	c.AddCommand(check)
 	return c
 }

@@ -34,7 +34,7 @@ func startNoDaemonCommand(env Env) *cobra.Command {
 		Use:   "start-no-daemon",
 		Short: "run in the foreground, with a live line per flow on a terminal",
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := needRoot(c); err != nil {
+			if err := needRoot(env, c); err != nil {
 				return err
 			}
 			if background {
@@ -68,7 +68,7 @@ func startNoDaemonCommand(env Env) *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&live, "live", false, "show a live line per flow, also when the output is no terminal")
-	c.Flags().StringVar(&hooks, "hooks", "", "use this hook set instead of the best one")
+	c.Flags().StringVar(&hooks, "hooks", "", "use this hook `SET` instead of the best one")
 	c.Flags().BoolVar(&background, "background", false, "")
 	if err := c.Flags().MarkHidden("background"); err != nil {
 		panic(err) // the flag is defined one line above
@@ -103,7 +103,7 @@ func startCommand(env Env) *cobra.Command {
 		Use:   "start",
 		Short: "start in the background",
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := needRoot(c); err != nil {
+			if err := needRoot(env, c); err != nil {
 				return err
 			}
 			if done, err := offerSystemctl(env, "start"); done {
@@ -119,7 +119,7 @@ func stopCommand(env Env) *cobra.Command {
 		Use:   "stop",
 		Short: "stop what runs in the background",
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := needRoot(c); err != nil {
+			if err := needRoot(env, c); err != nil {
 				return err
 			}
 			if done, err := offerSystemctl(env, "stop"); done {
@@ -135,7 +135,7 @@ func restartCommand(env Env) *cobra.Command {
 		Use:   "restart",
 		Short: "stop, and start again",
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := needRoot(c); err != nil {
+			if err := needRoot(env, c); err != nil {
 				return err
 			}
 			if done, err := offerSystemctl(env, "restart"); done {
@@ -290,13 +290,13 @@ func recordCommand(env Env) *cobra.Command {
 	var hooks string
 	c := &cobra.Command{
 		Use:   "record FILE",
-		Short: "write the stream of events to a file, for replay or a bug report",
-		Long: `Writes everything the sensor sees to FILE, as one JSON object per line, until Ctrl-C. It can run beside a
-running picosnitch. The file holds program names, arguments and addresses of this machine: look at it before
-you give it away.`,
-		Args: cobra.ExactArgs(1),
+		Short: "write the stream of events to a file, for a bug report",
+		Long: `Writes everything the sensor sees to FILE, as one JSON object per line, until
+Ctrl-C. It can run beside a running picosnitch. The file holds program names,
+arguments and addresses of this machine: look at it before you give it away.`,
+		Args: oneFile("the FILE to write"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := needRoot(c); err != nil {
+			if err := needRoot(env, c); err != nil {
 				return err
 			}
 			ctx, cancel := interruptible(env)
@@ -316,8 +316,8 @@ you give it away.`,
 			return err
 		},
 	}
-	c.Flags().DurationVar(&length, "for", 0, "stop after this time (10s, 5m)")
-	c.Flags().StringVar(&hooks, "hooks", "", "use this hook set instead of the best one")
+	c.Flags().DurationVar(&length, "for", 0, "stop after this `TIME` (10s, 5m)")
+	c.Flags().StringVar(&hooks, "hooks", "", "use this hook `SET` instead of the best one")
 	return c
 }
 
@@ -327,9 +327,10 @@ func replayCommand(env Env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "replay FILE",
 		Short: "feed a recorded stream to a recorder; needs no root",
-		Long: `Feeds FILE, written by picosnitch record, to a recorder in this process, which writes snitch.db and its other files
-into the folder of --dir or PICOSNITCH_DIR, by the settings of its config.json if there is one.`,
-		Args: cobra.ExactArgs(1),
+		Long: `Feeds FILE, written by picosnitch record, to a recorder in this process, which
+writes snitch.db and its other files into the folder of --dir or PICOSNITCH_DIR,
+by the settings of its config.json if there is one.`,
+		Args: oneFile("the FILE that `picosnitch record` wrote"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if dir == "" {
 				dir = env.Getenv("PICOSNITCH_DIR")
@@ -350,7 +351,7 @@ into the folder of --dir or PICOSNITCH_DIR, by the settings of its config.json i
 			return daemon.Replay(ctx, args[0], abs, daemon.Options{Program: version(), Getenv: env.Getenv, Live: out, Stderr: env.Stderr, Logger: logger(env.Stderr)})
 		},
 	}
-	c.Flags().StringVar(&dir, "dir", "", "where to write (default $PICOSNITCH_DIR)")
+	c.Flags().StringVar(&dir, "dir", "", "write to the folder `DIR` (default $PICOSNITCH_DIR)")
 	c.Flags().BoolVar(&live, "live", false, "show a live line per flow, also when the output is no terminal")
 	return c
 }

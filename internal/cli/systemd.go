@@ -18,11 +18,12 @@ func systemdCommand(env Env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "systemd",
 		Short: "write a service for systemd",
-		Long: `Writes /usr/lib/systemd/system/picosnitch.service (or $PICOSNITCH_UNIT) for this binary and the folder of the user who
-calls sudo. Then: systemctl enable --now picosnitch`,
+		Long: `Writes /usr/lib/systemd/system/picosnitch.service (or $PICOSNITCH_UNIT) for this
+binary and the folder of the user who calls sudo. Then:
+systemctl enable --now picosnitch`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if !printOnly {
-				if err := needRoot(c); err != nil {
+				if err := needRoot(env, c); err != nil {
 					return err
 				}
 			}

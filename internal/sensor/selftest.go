@@ -24,6 +24,9 @@ type Check struct {
 func summary(checks []Check) string {
 	var bad []string
 	for _, c := range checks {
+		if c.Detail == interrupted {
+			return interrupted
+		}
 		if !c.OK {
 			bad = append(bad, c.Name+": "+c.Detail)
 		}
@@ -33,6 +36,9 @@ func summary(checks []Check) string {
 	}
 	return strings.Join(bad, "; ")
 }
+
+// interrupted is what is known of a self-test that was left because picosnitch is to stop: neither that it counts nor that it does not.
+const interrupted = "interrupted"
 
 // selfTest compares known traffic of our own with what is counted for us. The sensor has no other traffic: it opens no
 // network connection.
@@ -76,7 +82,7 @@ func (l *loop) selfTest(ctx context.Context) []Check {
 	select {
 	case o = <-done:
 	case <-ctx.Done():
-		return []Check{{Name: "self-test", Detail: "interrupted"}}
+		return []Check{{Name: "self-test", Detail: interrupted}}
 	case <-time.After(5 * time.Second):
 		return []Check{{Name: "self-test", Detail: "the loopback traffic did not end within 5 s", Hint: "is the machine overloaded?"}}
 	}

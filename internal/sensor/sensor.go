@@ -165,7 +165,7 @@ func (l *loop) start(ctx context.Context) (event.Hello, error) {
 		return event.Hello{}, err
 	}
 	l.stream.setHello(hello)
-	if hello.SelfTest != "ok" {
+	if hello.SelfTest != "ok" && hello.SelfTest != interrupted { // who stops us while we start needs no warning
 		l.notice("error", "the self-test failed: "+hello.SelfTest, "run `picosnitch doctor`; do not trust the figures")
 	}
 	for _, h := range hello.Hooks {

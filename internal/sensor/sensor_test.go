@@ -257,6 +257,34 @@ func TestSelfTestNotices(t *testing.T) {
 	}
 }
 
+// Who stops picosnitch while it starts finds no warning in error.log.
+func TestSelfTestInterrupted(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root: loading BPF programs needs it")
+	}
+	l, err := newLoop(Options{Bandwidth: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.hooks.Close()
+	defer l.executed.close()
+	defer l.who.stop()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	hello, err := l.start(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if hello.SelfTest != interrupted {
+		t.Errorf("self-test: %q, want %q", hello.SelfTest, interrupted)
+	}
+	for text := range l.told {
+		if strings.Contains(text, "self-test") {
+			t.Errorf("told: %s", text)
+		}
+	}
+}
+
 func TestLedger(t *testing.T) {
 	var l ledger
 	flow := &event.Flow{Sent: 100, Received: 50}
