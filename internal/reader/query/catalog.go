@@ -76,7 +76,7 @@ type plan struct {
 	actor, remote, domain slots
 	port                  func(int64) bool
 	met                   sync.Mutex       // guards ports, and groups where they are of ports
-	ports                 map[int64]int    // group of a port, -1 for what does not pass
+	ports                 map[int64]int32  // slot of a port
 	directions            map[int64]string // by actor
 }
 
@@ -97,7 +97,7 @@ func kindOf(d Dimension) string {
 }
 
 func (s *snapshot) plan(by Dimension, where []Filter) (*plan, error) {
-	p := &plan{by: by, groups: groups{index: make(map[string]int32)}, directions: make(map[int64]string), ports: make(map[int64]int)}
+	p := &plan{by: by, groups: groups{index: make(map[string]int32)}, directions: make(map[int64]string), ports: make(map[int64]int32)}
 	filters := make(map[string][]Filter)
 	for _, f := range append(slices.Clone(where), Filter{By: by}) {
 		if f.By == Host {
@@ -290,47 +290,59 @@ func (s *snapshot) texts(q string, add func(id int64, text string) error) error 
 func (p *plan) needPorts() bool  { return p.port != nil || p.by == Port }
 func (p *plan) needActors() bool { return p.actor != nil || p.needPorts() }
 
-// group says to which group a row belongs; -1: it does not pass. A number that is not known passes nothing that is asked of it.
-func (p *plan) group(actor, port, remote, domain int64) int {
-	g := p.groupOfActor(actor, port, p.groupOfPort)
-	if g < 0 {
-		return g
+// asks reports whether what is asked for is in these slots: the others hold 1 for what passes.
+func (p *plan) asks(of slots) bool {
+	switch p.by {
+	case Address, Country:
+		return &of[0] == &p.remote[0]
+	case Domain:
+		return &of[0] == &p.domain[0]
 	}
-	return p.groupOfPeer(g, remote, domain)
+	return false
 }
 
-// groupOfActor leaves it to the caller how the group of a port is found.
-func (p *plan) groupOfActor(actor, port int64, groupOfPort func(int64) int) int {
-	g := 0
-	if p.actor != nil {
-		slot := p.actor.at(actor)
-		if slot == 0 {
-			return -1
+// slot says to which group a row belongs: its number + 1; 0: it does not pass. A number that is not known passes nothing that is asked of it.
+func (p *plan) slot(actor, port, remote, domain int64) int32 {
+	slot := int32(1)
+	for _, x := range []struct {
+		of    slots
+		id    int64
+		asked bool
+	}{
+		{p.actor, actor, kindOf(p.by) == "actor"},
+		{p.remote, remote, kindOf(p.by) == "remote"},
+		{p.domain, domain, p.by == Domain},
+	} {
+		if x.of == nil {
+			continue
 		}
-		if kindOf(p.by) == "actor" {
-			g = int(slot) - 1
+		switch found := x.of.at(x.id); {
+		case found == 0:
+			return 0
+		case x.asked:
+			slot = found
 		}
 	}
-	if !p.needPorts() {
-		return g
+	if p.needPorts() {
+		if found := p.slotOfPort(port); found == 0 || p.by == Port {
+			return found
+		}
 	}
-	if known := groupOfPort(port); known < 0 || p.by == Port {
-		return known
-	}
-	return g
+	return slot
 }
 
-// groupOfPort is the one thing of a plan that changes while it is followed: ports are found as they are met.
-func (p *plan) groupOfPort(port int64) int {
+// slotOfPort is the one thing of a plan that changes while it is followed: ports are found as they are met.
+func (p *plan) slotOfPort(port int64) int32 {
 	p.met.Lock()
 	defer p.met.Unlock()
 	known, ok := p.ports[port]
 	if !ok {
 		switch {
 		case p.port != nil && !p.port(port):
-			known = -1
 		case p.by == Port:
-			known = int(p.groups.of(strconv.FormatInt(port, 10)))
+			known = p.groups.of(strconv.FormatInt(port, 10)) + 1
+		default:
+			known = 1
 		}
 		p.ports[port] = known
 	}
@@ -342,26 +354,4 @@ func (p *plan) size() int {
 	p.met.Lock()
 	defer p.met.Unlock()
 	return len(p.groups.values)
-}
-
-func (p *plan) groupOfPeer(g int, remote, domain int64) int {
-	if p.remote != nil {
-		slot := p.remote.at(remote)
-		if slot == 0 {
-			return -1
-		}
-		if p.by == Address || p.by == Country {
-			g = int(slot) - 1
-		}
-	}
-	if p.domain != nil {
-		slot := p.domain.at(domain)
-		if slot == 0 {
-			return -1
-		}
-		if p.by == Domain {
-			g = int(slot) - 1
-		}
-	}
-	return g
 }

@@ -11,17 +11,26 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"github.com/picosnitch/picosnitch/internal/schema"
 	_ "modernc.org/sqlite" // the driver
 )
 
-// Local is a snitch.db. It is read without any right to write, also while a recorder writes. It is not safe for concurrent use.
+// Local is a snitch.db. It is read without any right to write, also while a recorder writes. It answers one question after the other.
 type Local struct {
 	db      *sql.DB
 	options Options
-	cells   int // maxCells; tests have less
+	bounds  bounds
+	turn    chan struct{} // holds one value while a question is answered
+	disturb func()        // what a test does after the first connection's snapshot; nil: nothing
 }
+
+// bounds decide how a question is answered; tests have others.
+type bounds struct{ cells, sampled, readers int }
+
+// maxReaders bounds the connections that answer a question together, one for a processor.
+const maxReaders = 4
 
 // ErrVersion is returned for a database that this version cannot read; the text says why.
 var ErrVersion = errors.New("the database is of another version")
@@ -47,8 +56,9 @@ func OpenLocal(ctx context.Context, path string, o Options) (*Local, error) {
 	if err != nil {
 		return nil, err
 	}
-	db.SetMaxOpenConns(1)
-	l := &Local{db: db, options: o, cells: maxCells}
+	l := &Local{db: db, options: o, turn: make(chan struct{}, 1), bounds: bounds{maxCells, minSampled, min(maxReaders, runtime.GOMAXPROCS(0))}}
+	db.SetMaxOpenConns(maxReaders)
+	db.SetMaxIdleConns(maxReaders)
 	if err := l.version(ctx); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("read %s: %w", path, err)
@@ -85,25 +95,85 @@ type snapshot struct {
 	ctx  context.Context
 	conn *sql.Conn
 
+	more []*sql.Conn // see the same state, for what several can read at once
+
 	rolled  int64 // windows up to this one are in segments
 	raw     int64 // hours from this one on have all their raw rows
 	options Options
-	cells   int
-	again   *again // nil: nothing is read twice
+	bounds  bounds
 }
 
 // look answers a question within one snapshot. It is short: a reader that stays keeps the writer's log from being cut.
 func (l *Local) look(ctx context.Context, f func(*snapshot) error) error {
-	conn, err := l.db.Conn(ctx)
-	if err != nil {
-		return err
+	return l.lookBy(ctx, 1, f)
+}
+
+// lookTogether is look with several connections.
+func (l *Local) lookTogether(ctx context.Context, f func(*snapshot) error) error {
+	return l.lookBy(ctx, l.bounds.readers, f)
+}
+
+func (l *Local) lookBy(ctx context.Context, readers int, f func(*snapshot) error) error {
+	select {
+	case l.turn <- struct{}{}:
+		defer func() { <-l.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	defer conn.Close()
-	if _, err := conn.ExecContext(ctx, "BEGIN"); err != nil {
-		return err
+	var conns []*sql.Conn
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	for range readers {
+		c, err := l.db.Conn(ctx)
+		if err != nil {
+			return err
+		}
+		conns = append(conns, c)
 	}
-	defer conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
-	s := &snapshot{ctx: ctx, conn: conn, options: l.options, cells: l.cells}
+	end := func(c *sql.Conn) { c.ExecContext(context.WithoutCancel(ctx), "ROLLBACK") }
+	s := &snapshot{ctx: ctx, conn: conns[0], options: l.options, bounds: l.bounds}
+	if same, err := s.begin(conns[1:], l.disturb); err != nil {
+		return err
+	} else if same {
+		s.more = conns[1:]
+	}
+	defer func() {
+		end(s.conn)
+		for _, c := range s.more {
+			end(c)
+		}
+	}()
+	return f(s)
+}
+
+// begin takes the snapshot on the first connection, and says whether the others see the same: nothing was written from before the first one's
+// snapshot until after theirs, which is what PRAGMA data_version of each of them tells. Where something was, one reader answers alone.
+func (s *snapshot) begin(others []*sql.Conn, disturb func()) (same bool, err error) {
+	versions := make([]int64, len(others))
+	version := func(i int) (v int64, err error) {
+		err = others[i].QueryRowContext(s.ctx, "PRAGMA data_version").Scan(&v)
+		return v, err
+	}
+	for i := range others {
+		if versions[i], err = version(i); err != nil {
+			return false, err
+		}
+	}
+	if _, err := s.conn.ExecContext(s.ctx, "BEGIN"); err != nil {
+		return false, err
+	}
+	fail := func(err error, begun int) (bool, error) {
+		for _, c := range others[:begun] {
+			c.ExecContext(context.WithoutCancel(s.ctx), "ROLLBACK")
+		}
+		if err != nil {
+			s.conn.ExecContext(context.WithoutCancel(s.ctx), "ROLLBACK")
+		}
+		return false, err
+	}
 	err = s.each("SELECT name, value FROM progress", func(scan func(...any) error) error {
 		var name string
 		var n int64
@@ -119,9 +189,20 @@ func (l *Local) look(ctx context.Context, f func(*snapshot) error) error {
 		return nil
 	})
 	if err != nil {
-		return err
+		return fail(err, 0)
 	}
-	return f(s)
+	if disturb != nil {
+		disturb()
+	}
+	for i, c := range others {
+		if _, err := c.ExecContext(s.ctx, "BEGIN"); err != nil {
+			return fail(err, i)
+		}
+		if now, err := version(i); err != nil || now != versions[i] {
+			return fail(err, i+1)
+		}
+	}
+	return true, nil
 }
 
 // stream calls a function for every row, whose values are only good until it returns; the BLOBs among them may be kept. It is each without

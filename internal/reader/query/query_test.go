@@ -167,7 +167,9 @@ func (m *model) ask(l *Local, rounded bool, from int64) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	l.cells = rapid.SampledFrom([]int{0, 0, maxCells}).Draw(m.t, "cells") // whether a time line reads twice
+	// Whether a time line follows candidates only, and guesses them by a part of the data.
+	l.bounds.cells = rapid.SampledFrom([]int{0, 0, maxCells}).Draw(m.t, "cells")
+	l.bounds.sampled = rapid.SampledFrom([]int{0, minSampled}).Draw(m.t, "sampled")
 	q.Limit = 2
 	line, err := l.Timeline(m.t.Context(), q, step, zone)
 	if err != nil {

@@ -2,107 +2,17 @@ package query
 
 import (
 	"cmp"
-	"context"
 	"database/sql"
 	"database/sql/driver"
 	"errors"
 	"slices"
-	"sort"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/picosnitch/picosnitch/internal/schema"
 	"github.com/picosnitch/picosnitch/internal/schema/rollup"
 )
-
-// result is where sums are added up: by interval and group, or by each of them alone.
-type result struct {
-	width   int     // sums of one interval; 0: one interval, any number of groups
-	series  []int32 // the place of a group within an interval, -1: its sums are not wanted; nil: its own number
-	rest    int32   // the place of a group that is not in series
-	sums    []Sum
-	apart   bool  // sums are those of groups, of all intervals together
-	totals  []Sum // apart: of intervals, with all groups
-	rounded bool
-}
-
-func (r *result) add(interval, group int, sum Sum) {
-	if group = r.place(group); group < 0 {
-		return
-	}
-	sums, total := r.interval(interval, group+1)
-	sums[group].Add(sum)
-	if total != nil {
-		total.Add(sum)
-	}
-}
-
-// place is where a group is within an interval. One that is not in series was not met when they were chosen: a rounded hour may be in the one
-// range and not in the other.
-func (r *result) place(group int) int {
-	switch {
-	case r.series == nil:
-		return group
-	case group >= len(r.series):
-		return int(r.rest)
-	}
-	return int(r.series[group])
-}
-
-// interval returns the sums of an interval, of so many groups at least, and what else its rows are to be added to.
-func (r *result) interval(interval, groups int) (sums []Sum, total *Sum) {
-	if r.apart {
-		r.totals = grown(r.totals, interval+1)
-		total, interval = &r.totals[interval], 0
-	}
-	if r.width > 0 {
-		groups = r.width
-	}
-	from := interval * r.width
-	r.sums = grown(r.sums, from+groups)
-	return r.sums[from:], total
-}
-
-// grown returns sums that are so many at least.
-func grown(sums []Sum, n int) []Sum { return append(sums, make([]Sum, max(0, n-len(sums)))...) }
-
-// merge adds what another one of the same shape holds.
-func (r *result) merge(o *result) {
-	for _, x := range []struct {
-		into *[]Sum
-		from []Sum
-	}{{&r.sums, o.sums}, {&r.totals, o.totals}} {
-		*x.into = grown(*x.into, len(x.from))
-		for i, sum := range x.from {
-			(*x.into)[i].Add(sum)
-		}
-	}
-}
-
-// cuts are the ends of intervals, ascending: interval i is from cuts[i] to before cuts[i+1].
-type cuts []int64
-
-// of returns the interval of an instant; -1: none.
-func (c cuts) of(t int64) int {
-	if len(c) == 2 { // no search for the usual one
-		if t < c[0] || t >= c[1] {
-			return -1
-		}
-		return 0
-	}
-	i := sort.Search(len(c), func(i int) bool { return c[i] > t }) - 1
-	if i == len(c)-1 {
-		return -1
-	}
-	return i
-}
-
-// whole returns the interval in which all of from … to-1 is; -1: none, and some is true when a part of it is in one.
-func (c cuts) whole(from, to int64) (interval int, some bool) {
-	a, b := c.of(from), c.of(to-1)
-	if a == b && a >= 0 {
-		return a, true
-	}
-	return -1, a >= 0 || b >= 0 || (from < c[0] && to > c[len(c)-1])
-}
 
 // segment is what a row of segments says.
 type segment struct {
@@ -113,10 +23,30 @@ type segment struct {
 
 const dayHours = schema.DaySeconds / schema.HourSeconds
 
+// cutHour is an hour that is not within one interval, and what it moved in all.
+type cutHour struct {
+	hour     int64
+	segments []segment
+}
+
+// work is what has to be read for some intervals.
+type work struct {
+	segments []segment // each is within an interval
+	hours    []cutHour
+	rounded  bool // an hour that is cut has no raw rows any more
+}
+
 // scan adds up what passes the plan's filters in the intervals.
 func (s *snapshot) scan(p *plan, c cuts, r *result) error {
-	var wanted []segment
-	partial := make(map[int64]bool) // hours that are cut
+	w, err := s.work(p, c)
+	if err != nil {
+		return err
+	}
+	return s.sum(p, c, w, r)
+}
+
+func (s *snapshot) work(p *plan, c cuts) (w work, err error) {
+	partial := make(map[int64][]segment) // hours that are cut
 	hour := func(g segment) {
 		from := g.bucket * schema.HourSeconds
 		interval, some := c.whole(from, from+schema.HourSeconds)
@@ -125,27 +55,27 @@ func (s *snapshot) scan(p *plan, c cuts, r *result) error {
 		case !some:
 			return
 		case g.bucket >= s.raw:
-			partial[g.bucket] = true
+			partial[g.bucket] = append(partial[g.bucket], g)
 			return
 		default:
-			r.rounded = true
+			w.rounded = true
 			if interval = c.of(from + schema.HourSeconds/2); interval < 0 {
 				return
 			}
 		}
 		g.interval = interval
-		wanted = append(wanted, g)
+		w.segments = append(w.segments, g)
 	}
 	first, last := c[0], c[len(c)-1]-1
 	// Hours that no day holds yet.
 	h0, h1 := schema.Bucket(first, schema.HourSeconds), schema.Bucket(last, schema.HourSeconds)
 	if err := s.segments(schema.HourSeconds, 0, h0, h1, hour); err != nil {
-		return err
+		return w, err
 	}
 	// Days where they are enough, and their hours where not.
 	d0, d1, err := s.days(schema.Bucket(first, schema.DaySeconds), schema.Bucket(last, schema.DaySeconds))
 	if err != nil {
-		return err
+		return w, err
 	}
 	for d := d0; d <= d1; {
 		from := d
@@ -160,23 +90,21 @@ func (s *snapshot) scan(p *plan, c cuts, r *result) error {
 		if enough {
 			err = s.segments(schema.DaySeconds, 0, from, d-1, func(g segment) {
 				g.interval = c.of(g.bucket * schema.DaySeconds)
-				wanted = append(wanted, g)
+				w.segments = append(w.segments, g)
 			})
 		} else {
 			err = s.segments(schema.HourSeconds, 1, max(from*dayHours, h0), min(d*dayHours-1, h1), hour)
 		}
 		if err != nil {
-			return err
+			return w, err
 		}
 	}
-	if p.by == None && !p.needActors() && !p.needPeers() {
-		for _, g := range wanted {
-			r.add(g.interval, 0, g.sum)
-		}
-	} else if err := s.read(p, wanted, r); err != nil {
-		return err
+	for h, g := range partial {
+		w.hours = append(w.hours, cutHour{h, g})
 	}
-	return s.rows(p, c, partial, r)
+	slices.SortFunc(w.hours, func(a, b cutHour) int { return cmp.Compare(a.hour, b.hour) })
+	slices.SortFunc(w.segments, func(a, b segment) int { return cmp.Compare(a.id, b.id) })
+	return w, nil
 }
 
 // days narrows a range of days to those that have segments.
@@ -213,94 +141,183 @@ func numbers(row []driver.Value, into []int64) (ok bool) {
 	return true
 }
 
-// again keeps what a scan reads for one that follows, with the same plan and the same cuts.
-type again struct {
-	parts []part
-	bytes int
-	whole bool // parts are all that was read
-}
+// Jobs are what one connection reads at a time: so many that all of them have something to do until the end.
+const (
+	jobSegments = 128
+	jobHours    = 4
+)
 
-// maxKept bounds what is kept, in bytes: a year of ten million rows is less.
-const maxKept = 96 << 20
-
-// keep returns a function that keeps what it adds. It is whole until there is too much.
-func (a *again) keep(add func(part) error) func(part) error {
-	if a == nil {
-		return add
-	}
-	a.whole = true
-	return func(x part) error {
-		if a.bytes += len(x.actors) + len(x.peers); a.bytes > maxKept {
-			a.parts, a.whole = nil, false
-		} else {
-			a.parts = append(a.parts, x)
+// sum does the work: all connections at once, each on a part of its own.
+func (s *snapshot) sum(p *plan, c cuts, w work, r *result) error {
+	r.rounded = r.rounded || w.rounded
+	var total Sum
+	for _, h := range append([]cutHour{{segments: w.segments}}, w.hours...) {
+		for _, g := range h.segments {
+			total.Add(g.sum)
 		}
-		return add(x)
 	}
-}
-
-// gap is how many segments that are not wanted are read rather than beginning anew.
-const gap = 4
-
-// read adds up segments.
-func (s *snapshot) read(p *plan, wanted []segment, r *result) error {
-	slices.SortFunc(wanted, func(a, b segment) int { return cmp.Compare(a.id, b.id) })
-	var q string
-	switch {
-	case !p.needPeers():
-		q = "SELECT segment, data, NULL FROM segment_actors WHERE segment BETWEEN ? AND ?"
-	case !p.needActors():
-		q = "SELECT segment, NULL, data FROM segment_peers WHERE segment BETWEEN ? AND ?"
-	default:
-		q = "SELECT segment, a.data, p.data FROM segment_actors a JOIN segment_peers p USING (segment) WHERE segment BETWEEN ? AND ?"
+	// The sums do not reach the greatest number that can be held: what is added may be taken away again.
+	exact := max(total.Conns, total.Sent, total.Received) < 1<<62
+	if p.by == None && !p.needActors() && !p.needPeers() {
+		for _, g := range w.segments {
+			r.add(g.interval, 1, g.sum)
+		}
+		w.segments = nil
 	}
-	if s.again != nil && s.again.whole {
-		return p.addAll(s.ctx, r, len(wanted), func(_ context.Context, add func(part) error) error {
-			for _, x := range s.again.parts {
-				if err := add(x); err != nil {
+	var jobs []func(*snapshot, *adder) error
+	for part := range slices.Chunk(w.segments, jobSegments) {
+		jobs = append(jobs, func(s *snapshot, d *adder) error { return s.read(part, d) })
+	}
+	for part := range slices.Chunk(w.hours, jobHours) {
+		jobs = append(jobs, func(s *snapshot, d *adder) error {
+			for i := range part {
+				if err := s.hour(c, &part[i], exact, d); err != nil {
 					return err
 				}
 			}
 			return nil
 		})
 	}
-	return p.addAll(s.ctx, r, len(wanted), func(ctx context.Context, add func(part) error) error {
-		add = s.again.keep(add)
-		s := *s
-		s.ctx = ctx
-		for len(wanted) > 0 {
-			n := 1
-			for n < len(wanted) && wanted[n].id-wanted[n-1].id <= gap {
-				n++
-			}
-			run := wanted[:n] // what is wanted of those that are being read
-			wanted = wanted[n:]
-			err := s.stream(q+" ORDER BY segment", func(v []driver.Value) error {
-				id, _ := v[0].(int64)
-				for len(run) > 0 && run[0].id < id {
-					run = run[1:]
-				}
-				if len(run) == 0 || run[0].id != id {
-					return nil
-				}
-				x := part{interval: run[0].interval}
-				x.actors, _ = v[1].([]byte)
-				x.peers, _ = v[2].([]byte)
-				return add(x)
-			}, run[0].id, run[n-1].id)
-			if err != nil {
+	if err := s.share(p, jobs, r); err != nil {
+		return err
+	}
+	return s.rows(p, c, r.add, s.rolled+1, 1<<52, c[0], c[len(c)-1])
+}
+
+// share has the connections do the jobs.
+func (s *snapshot) share(p *plan, jobs []func(*snapshot, *adder) error, r *result) error {
+	n := min(1+len(s.more), len(jobs))
+	if n < 2 {
+		d := adder{p: p, r: r}
+		for _, job := range jobs {
+			if err := job(s, &d); err != nil {
 				return err
 			}
 		}
 		return nil
-	})
+	}
+	all := make([]result, n)
+	var taken atomic.Int64
+	work, ctx := errgroup.WithContext(s.ctx)
+	for i := range all {
+		all[i] = r.like()
+		one := *s
+		one.ctx = ctx
+		if i > 0 {
+			one.conn = s.more[i-1]
+		}
+		work.Go(func() error {
+			d := adder{p: p, r: &all[i]}
+			for {
+				k := int(taken.Add(1)) - 1
+				if k >= len(jobs) {
+					return nil
+				}
+				if err := jobs[k](&one, &d); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	if err := work.Wait(); err != nil {
+		return err
+	}
+	for i := range all {
+		r.merge(&all[i])
+	}
+	return nil
 }
 
-// rows adds up raw rows: of hours that are cut, and of windows that no segment holds yet. No column is read that is not needed: there may be
-// very many rows, where days begin at half past.
-func (s *snapshot) rows(p *plan, c cuts, hours map[int64]bool, r *result) error {
-	columns := `w."end", r.conns, r.sent, r.received`
-	n := 4
+// gap is how many segments that are not wanted are read rather than beginning anew.
+const gap = 4
+
+// read adds up segments, which are in the order of their numbers.
+func (s *snapshot) read(wanted []segment, d *adder) error {
+	var q string
+	switch {
+	case !d.p.needPeers():
+		q = "SELECT segment, data, NULL FROM segment_actors WHERE segment BETWEEN ? AND ?"
+	case !d.p.needActors():
+		q = "SELECT segment, NULL, data FROM segment_peers WHERE segment BETWEEN ? AND ?"
+	default:
+		q = "SELECT segment, a.data, p.data FROM segment_actors a JOIN segment_peers p USING (segment) WHERE segment BETWEEN ? AND ?"
+	}
+	for len(wanted) > 0 {
+		n := 1
+		for n < len(wanted) && wanted[n].id-wanted[n-1].id <= gap {
+			n++
+		}
+		run := wanted[:n] // what is wanted of those that are being read
+		wanted = wanted[n:]
+		err := s.stream(q+" ORDER BY segment", func(v []driver.Value) error {
+			id, _ := v[0].(int64)
+			for len(run) > 0 && run[0].id < id {
+				run = run[1:]
+			}
+			if len(run) == 0 || run[0].id != id {
+				return nil
+			}
+			actors, _ := v[1].([]byte)
+			peers, _ := v[2].([]byte)
+			return d.add(run[0].interval, actors, peers)
+		}, run[0].id, run[n-1].id)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hour adds up an hour that is cut. Where it is cut once, as days are that begin at half past, the longer part of it is what the hour moved
+// without the shorter one: half of the raw rows at most are read.
+func (s *snapshot) hour(c cuts, h *cutHour, exact bool, d *adder) error {
+	var first, last int64
+	err := s.conn.QueryRowContext(s.ctx, "SELECT first, last FROM hours WHERE hour = ?", h.hour).Scan(&first, &last)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	last = min(last, s.rolled)
+	from, to := h.hour*schema.HourSeconds, (h.hour+1)*schema.HourSeconds
+	ends := c.within(from, to)
+	if len(ends) != 1 || !exact {
+		return s.rows(d.p, c, d.r.add, first, last, max(from, c[0]), min(to, c[len(c)-1]))
+	}
+	at, short, long := ends[0], c.of(from), c.of(to-1)
+	since, until := from, at
+	if at-from > to-at {
+		short, long = long, short
+		since, until = at, to
+	}
+	if long >= 0 {
+		for i := range h.segments {
+			h.segments[i].interval = long
+		}
+		if d.p.by == None && !d.p.needActors() && !d.p.needPeers() {
+			for _, g := range h.segments {
+				d.r.add(long, 1, g.sum)
+			}
+		} else if err := s.read(h.segments, d); err != nil {
+			return err
+		}
+	}
+	return s.rows(d.p, nil, func(_ int, slot int32, sum Sum) {
+		if long >= 0 {
+			d.r.take(long, slot, sum)
+		}
+		if short >= 0 {
+			d.r.add(short, slot, sum)
+		}
+	}, first, last, since, until)
+}
+
+// rows calls a function for the raw rows of windows, those of a time only. No column is read that is not needed: there may be very many rows,
+// where days begin at half past. Without cuts, the interval is not asked for.
+func (s *snapshot) rows(p *plan, c cuts, add func(interval int, slot int32, sum Sum), first, last, since, until int64) error {
+	columns := `r.conns, r.sent, r.received`
+	n := 3
 	column := func(wanted bool, text string) int {
 		if !wanted {
 			return -1
@@ -309,7 +326,7 @@ func (s *snapshot) rows(p *plan, c cuts, hours map[int64]bool, r *result) error 
 		n++
 		return n - 1
 	}
-	actor := column(p.needActors(), "r.actor")
+	end, actor := column(c != nil, `w."end"`), column(p.needActors(), "r.actor")
 	local, port := column(p.needPorts(), "r.local_port"), column(p.needPorts(), "r.remote_port")
 	remote, domain := column(p.remote != nil, "coalesce(r.remote, 0)"), column(p.domain != nil, "coalesce(r.domain, 0)")
 	v := make([]int64, n)
@@ -319,36 +336,23 @@ func (s *snapshot) rows(p *plan, c cuts, hours map[int64]bool, r *result) error 
 		}
 		return v[column]
 	}
-	row := func(values []driver.Value) error {
+	return s.stream("SELECT "+columns+` FROM windows w JOIN raw r ON r.id >= w.id * 1024 AND r.id < w.id * 1024 + 1024 WHERE w.id BETWEEN ? AND ? AND w."end" > ? AND w."end" <= ?`, func(values []driver.Value) error {
 		if !numbers(values, v) {
 			return errDamaged
 		}
-		interval := c.of(v[0] - 1)
-		if interval < 0 {
-			return nil
+		interval := 0
+		if c != nil {
+			if interval = c.of(v[end] - 1); interval < 0 {
+				return nil
+			}
 		}
 		service := int64(0)
 		if port >= 0 {
 			service = rollup.ServicePort(p.directions[v[actor]], v[local], v[port])
 		}
-		if g := p.group(at(actor), service, at(remote), at(domain)); g >= 0 {
-			r.add(interval, g, Sum{Conns: uint64(v[1]), Sent: uint64(v[2]), Received: uint64(v[3])})
+		if slot := p.slot(at(actor), service, at(remote), at(domain)); slot != 0 {
+			add(interval, slot, Sum{Conns: uint64(v[0]), Sent: uint64(v[1]), Received: uint64(v[2])})
 		}
 		return nil
-	}
-	q := "SELECT " + columns + ` FROM windows w JOIN raw r ON r.id >= w.id * 1024 AND r.id < w.id * 1024 + 1024 WHERE w.id BETWEEN ? AND ? AND w."end" > ? AND w."end" <= ?`
-	for h := range hours {
-		var first, last int64
-		err := s.conn.QueryRowContext(s.ctx, "SELECT first, last FROM hours WHERE hour = ?", h).Scan(&first, &last)
-		if errors.Is(err, sql.ErrNoRows) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := s.stream(q, row, first, min(last, s.rolled), max(h*schema.HourSeconds, c[0]), min((h+1)*schema.HourSeconds, c[len(c)-1])); err != nil {
-			return err
-		}
-	}
-	return s.stream(q, row, s.rolled+1, 1<<52, c[0], c[len(c)-1])
+	}, first, last, since, until)
 }

@@ -9,7 +9,7 @@ import (
 
 // Seen implements Source: first by days, then by the hours of the two days, then by the seconds of the two hours.
 func (l *Local) Seen(ctx context.Context, where []Filter) (seen Seen, err error) {
-	err = l.look(ctx, func(s *snapshot) error {
+	err = l.lookTogether(ctx, func(s *snapshot) error {
 		var r Range
 		if err := s.bound(&r); err != nil || r.Since >= r.Until {
 			return err
@@ -52,14 +52,14 @@ func (s *snapshot) between(p *plan, since, until, step int64, seen *Seen) (first
 		c = append(c, t)
 	}
 	c = append(c, c[len(c)-1]+step)
-	r := result{width: 1}
+	r := result{intervals: len(c) - 1, width: 2}
 	if err := s.scan(p, c, &r); err != nil {
 		return 0, 0, err
 	}
 	seen.Rounded = seen.Rounded || r.rounded
 	first, last = -1, -1
-	for i, sum := range r.sums {
-		if sum != (Sum{}) {
+	for i := range len(c) - 1 {
+		if r.interval(i)[1] != (Sum{}) {
 			last = c[i]
 			if first < 0 {
 				first = c[i]

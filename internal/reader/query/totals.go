@@ -10,7 +10,7 @@ import (
 
 // Totals implements Source.
 func (l *Local) Totals(ctx context.Context, q Question) (a Answer, err error) {
-	err = l.look(ctx, func(s *snapshot) error {
+	err = l.lookTogether(ctx, func(s *snapshot) error {
 		p, r, err := s.totals(&q)
 		if err != nil {
 			return err
@@ -29,7 +29,7 @@ func (s *snapshot) totals(q *Question) (*plan, *result, error) {
 	if q.Range.Since >= q.Range.End() {
 		return nil, nil, fmt.Errorf("%w: the range ends before it begins", ErrQuestion)
 	}
-	var r result
+	r := result{ranks: true}
 	if err := s.scan(p, cuts{q.Range.Since, q.Range.End()}, &r); err != nil {
 		return nil, nil, err
 	}
@@ -39,13 +39,13 @@ func (s *snapshot) totals(q *Question) (*plan, *result, error) {
 // ranked returns the groups that moved something, the greatest first; equal ones by their value, so that an answer is always the same.
 func ranked(p *plan, r *result, o Order) []int {
 	var order []int
-	for g, s := range r.sums {
-		if s != (Sum{}) {
+	for g := range p.groups.values {
+		if r.of(g) != (Sum{}) {
 			order = append(order, g)
 		}
 	}
 	slices.SortFunc(order, func(a, b int) int {
-		return cmp.Or(cmp.Compare(o.Of(r.sums[b]), o.Of(r.sums[a])), cmp.Compare(p.groups.values[a], p.groups.values[b]))
+		return cmp.Or(cmp.Compare(o.Of(r.of(b)), o.Of(r.of(a))), cmp.Compare(p.groups.values[a], p.groups.values[b]))
 	})
 	return order
 }
@@ -58,7 +58,7 @@ func answer(p *plan, r *result, q *Question) Answer {
 	order := ranked(p, r, q.Order)
 	a := Answer{Values: len(order), Rounded: r.rounded}
 	for i, g := range order {
-		s := r.sums[g]
+		s := r.of(g)
 		a.Total.Add(s)
 		if i < limit {
 			a.Rows = append(a.Rows, Row{p.groups.values[g], s})
@@ -74,7 +74,7 @@ const maxSeries = 100
 
 // Timeline implements Source.
 func (l *Local) Timeline(ctx context.Context, q Question, step Step, zone *time.Location) (t Timeline, err error) {
-	err = l.look(ctx, func(s *snapshot) error {
+	err = l.lookTogether(ctx, func(s *snapshot) error {
 		if err := s.bound(&q.Range); err != nil {
 			return err
 		}
@@ -87,95 +87,136 @@ func (l *Local) Timeline(ctx context.Context, q Question, step Step, zone *time.
 		}
 		within := slices.Clone(c) // the first and the last interval may not be whole
 		within[0], within[len(within)-1] = max(c[0], q.Range.Since), min(c[len(c)-1], q.Range.Until)
-		p, r, order, err := s.series(&q, within)
+		l, err := s.lines(&q, within)
 		if err != nil {
 			return err
 		}
 		n := len(c) - 1
-		r.sums, r.totals = grown(r.sums, n*r.width), grown(r.totals, n)
-		t = Timeline{Starts: c[:n], End: c[n], Rounded: r.rounded, Others: r.totals[:n]}
-		for i, g := range order {
-			line := Series{Value: p.groups.values[g], Sums: make([]Sum, n)}
-			for k := range line.Sums {
-				sum := r.sums[k*r.width+i]
-				line.Sums[k] = sum
-				o := &t.Others[k]
-				o.Conns, o.Sent, o.Received = o.Conns-min(o.Conns, sum.Conns), o.Sent-min(o.Sent, sum.Sent), o.Received-min(o.Received, sum.Received)
+		t = Timeline{Starts: c[:n], End: c[n], Rounded: l.rounded, Others: l.totals}
+		for i, value := range l.values {
+			t.Series = append(t.Series, Series{value, l.sums[i]})
+			for k, sum := range l.sums[i] {
+				less(&t.Others[k], sum)
 			}
-			t.Series = append(t.Series, line)
 		}
 		return nil
 	})
 	return t, err
 }
 
-// maxCells is how many sums are kept at once to read what a time line needs only once: 24 bytes each.
-const maxCells = 1 << 20
+// lines are those of a time line: of the groups that move most, in their order, and of all together.
+type lines struct {
+	values  []string
+	sums    [][]Sum // by group and interval
+	totals  []Sum   // by interval
+	rounded bool
+}
 
-// series adds up the intervals of a time line: what they hold for the groups that move most, in their order, and in all.
-func (s *snapshot) series(q *Question, c cuts) (p *plan, r result, order []int, err error) {
-	if p, err = s.plan(q.By, q.Where); err != nil {
-		return p, r, nil, err
+// lines takes the cells of a result in which the groups of an order have places.
+func (r *result) lines(p *plan, order []int, totals []Sum) lines {
+	l := lines{totals: totals, rounded: r.rounded}
+	if totals == nil {
+		l.totals = make([]Sum, r.intervals)
+		for k := range l.totals {
+			for _, sum := range r.interval(k)[1:] {
+				l.totals[k].Add(sum)
+			}
+		}
+	}
+	for _, g := range order {
+		line := make([]Sum, r.intervals)
+		for k := range line {
+			line[k] = r.interval(k)[r.place(int32(g+1))]
+		}
+		l.values, l.sums = append(l.values, p.groups.values[g]), append(l.sums, line)
+	}
+	return l
+}
+
+const (
+	// maxCells is how many sums are kept at once to read what a time line needs only once: 24 bytes each.
+	maxCells = 1 << 20
+	// maxCandidates is how many groups of very many are followed through the intervals.
+	maxCandidates = 256
+	// A sample is one of so many segments, and of the others those in which most was moved; where there are few, it is all.
+	sampled    = 32
+	minSampled = 256
+)
+
+// lines adds up the intervals of a time line.
+func (s *snapshot) lines(q *Question, c cuts) (l lines, err error) {
+	p, err := s.plan(q.By, q.Where)
+	if err != nil {
+		return l, err
 	}
 	limit := q.Limit
 	if limit <= 0 || limit > maxSeries {
 		limit = maxSeries
 	}
+	first := func(r *result, n int) []int {
+		order := ranked(p, r, q.Order)
+		return order[:min(len(order), n)]
+	}
 	intervals, groups := len(c)-1, len(p.groups.values)
-	if p.by != Port && intervals*groups <= s.cells {
-		all := result{width: groups}
+	if p.by != Port && intervals*groups <= s.bounds.cells {
+		all := result{intervals: intervals, width: groups + 1}
 		if err := s.scan(p, c, &all); err != nil {
-			return p, r, nil, err
+			return l, err
 		}
-		each := result{sums: make([]Sum, groups), totals: make([]Sum, intervals)}
-		for i, sum := range all.sums {
-			each.sums[i%groups].Add(sum)
-			each.totals[i/groups].Add(sum)
-		}
-		order = ranked(p, &each, q.Order)
-		order = order[:min(len(order), limit)]
-		r = result{width: len(order), totals: each.totals, rounded: all.rounded}
-		all.sums = grown(all.sums, intervals*groups)
+		each := result{sums: make([]Sum, groups+1)}
 		for k := range intervals {
-			for _, g := range order {
-				r.sums = append(r.sums, all.sums[k*groups+g])
+			for slot, sum := range all.interval(k)[1:] {
+				each.sums[1+slot].Add(sum)
 			}
 		}
-		return p, r, order, nil
+		return all.lines(p, first(&each, limit), nil), nil
 	}
-	// First which groups move most, then the intervals of those groups. Where hours have to be read for it, the first pass adds up the intervals
-	// with all groups, so that the second one may leave out most rows; else it is over whole days, and much cheaper than the second.
-	each, within := result{apart: true}, c
+	// There are too many groups to keep the intervals of each. Those that move most are looked for beforehand, in a part of what has to be read; the
+	// intervals of these candidates are added up together with the sums of all groups, which say at the end whether the greatest were among them.
+	whole := cuts{c[0], c[intervals]}
+	w, err := s.work(p, whole)
+	if err != nil {
+		return l, err
+	}
 	if p.needPeers() {
-		s.again = new(again)
-	} else {
-		each.apart, within = false, cuts{c[0], c[intervals]}
+		w.segments = s.sample(w.segments, q.Order)
 	}
-	if err := s.scan(p, within, &each); err != nil {
-		return p, r, nil, err
+	guess := result{ranks: true}
+	if err := s.sum(p, whole, w, &guess); err != nil {
+		return l, err
 	}
-	order = ranked(p, &each, q.Order)
-	order = order[:min(len(order), limit)]
-	r = result{width: len(order), rest: -1}
-	if !each.apart {
-		r.width, r.rest = len(order)+1, int32(len(order))
+	candidates := first(&guess, max(limit, min(maxCandidates, s.bounds.cells/intervals)))
+	all := result{ranks: true, intervals: intervals}
+	all.chosen(len(p.groups.values), candidates, true)
+	if err := s.scan(p, c, &all); err != nil {
+		return l, err
 	}
-	r.series = make([]int32, len(p.groups.values))
-	for g := range r.series {
-		r.series[g] = r.rest
-	}
-	for i, g := range order {
-		r.series[g] = int32(i)
-	}
-	err = s.scan(p, c, &r)
-	r.totals, r.rounded = each.totals, r.rounded || each.rounded
-	if !each.apart {
-		r.totals = make([]Sum, intervals)
-		for i, sum := range r.sums {
-			r.totals[i/r.width].Add(sum)
+	order := first(&all, limit)
+	l = all.lines(p, order, nil)
+	if slices.ContainsFunc(order, func(g int) bool { return !slices.Contains(candidates, g) }) {
+		again := result{intervals: intervals}
+		again.chosen(len(p.groups.values), order, false)
+		if err := s.scan(p, c, &again); err != nil {
+			return l, err
 		}
+		l = again.lines(p, order, l.totals)
 	}
-	return p, r, order, err
+	return l, nil
+}
+
+// sample takes every so many-th segment, and those in which most was moved.
+func (s *snapshot) sample(all []segment, o Order) []segment {
+	if len(all) < s.bounds.sampled {
+		return all
+	}
+	byWeight := slices.Clone(all)
+	slices.SortFunc(byWeight, func(a, b segment) int { return cmp.Compare(o.Of(b.sum), o.Of(a.sum)) })
+	taken := byWeight[:len(all)/sampled]
+	for i := len(taken); i < len(byWeight); i += sampled {
+		taken = append(taken, byWeight[i])
+	}
+	slices.SortFunc(taken, func(a, b segment) int { return cmp.Compare(a.id, b.id) })
+	return taken
 }
 
 // bound narrows a range to what is recorded.

@@ -157,8 +157,8 @@ func (r *rows) next() (column, rest []byte) {
 	return rest[:n], rest
 }
 
-// read reads a column into a slice that is used again. Of rows that belong to no group (a negative number) anything may be read; no groups: all
-// belong to one.
+// read reads a column into a slice that is used again. Of rows whose group is 0, none, anything may be read; no groups: all
+// are read.
 func read[T number](r *rows, into []T, groups []int32) []T {
 	c, rest := r.next()
 	if r.err != nil {
@@ -278,7 +278,7 @@ func readFours[T number](codes, b []byte, widths, masks *[1 << maxCode]uint64, i
 			return damaged
 		}
 		if groups != nil {
-			if g := groups[k : k+4 : k+4]; g[0]&g[1]&g[2]&g[3] < 0 {
+			if g := groups[k : k+4 : k+4]; g[0]|g[1]|g[2]|g[3] == 0 {
 				at = at3 + widths[c3]
 				k += 4
 				continue

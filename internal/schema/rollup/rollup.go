@@ -145,7 +145,7 @@ func (a *Actors) Read(b []byte) error {
 	return nil
 }
 
-// ReadSums reads the sums of what Read read. groups may say of each row that it is not needed, by a negative number; nil: all are.
+// ReadSums reads the sums of what Read read. groups may say of each row that it is not needed, by a 0; nil: all are.
 func (a *Actors) ReadSums(groups []int32) error {
 	a.Conns = read(&a.rest, a.Conns, groups)
 	a.Sent = read(&a.rest, a.Sent, groups)
