@@ -27,6 +27,7 @@ const (
 	LostBaseline   = "baseline"    // TCP sockets met late, whose starting point was computed
 	LostProcess    = "process"     // flows whose program was not known any more
 	LostDigest     = "digest"      // executables that could not be hashed
+	LostHashing    = "hashing"     // seconds for which executables waited and none was read
 	LostOpened     = "opened"      // executed files of which no descriptor could be had
 	LostScript     = "script"      // scripts whose file was not found
 	LostArgv       = "argv"        // programs whose arguments could not be read
@@ -56,6 +57,7 @@ func Losses() []Loss {
 		{Key: LostBaseline, Text: "TCP sockets older than picosnitch that were met late (what they received before may be included)", Hint: "nothing to do: they close in time", Detail: true},
 		{Key: LostOpened, Text: "executed files that could not be kept open until it was known whether their hash is wanted", Hint: "raise \"Set RLIMIT_NOFILE\"", Detail: true},
 		{Key: LostScript, Text: "scripts without a hash, because their file was not found as it was at the start (the interpreter's is right)", Hint: "nothing to do: `reason` in the table executables says why", Detail: true, Quiet: true},
+		{Key: LostHashing, Text: "seconds for which executables waited to be hashed and none was read", Hint: "look for a file system that does not answer, or for programs that take all processors", Detail: true},
 		{Key: LostDigest, Text: "executables that could not be hashed", Hint: "see error.log for which and why", Detail: true},
 	}
 }

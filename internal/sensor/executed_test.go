@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -28,6 +29,8 @@ type running struct {
 	mu   sync.Mutex
 	rec  *recorder
 	stop func()
+	// ends waits for an end that nobody asked for, with an error that says why.
+	ends func(t testing.TB, why string)
 }
 
 // runSensor starts the sensor; the recorder behind it acknowledges everything.
@@ -51,6 +54,20 @@ func runSensor(t testing.TB, o Options) *running {
 	}
 	go func() { done <- Run(ctx, o) }()
 	var once sync.Once
+	r.ends = func(t testing.TB, why string) {
+		t.Helper()
+		once.Do(func() {
+			defer cancel()
+			select {
+			case err := <-done:
+				if err == nil || !strings.Contains(err.Error(), why) {
+					t.Errorf("the sensor ended with %v, want %q", err, why)
+				}
+			case <-time.After(30 * time.Second):
+				t.Error("the sensor does not end")
+			}
+		})
+	}
 	r.stop = func() {
 		once.Do(func() {
 			cancel()

@@ -1,8 +1,9 @@
 package sensor
 
 import (
+	"time"
+
 	"github.com/picosnitch/picosnitch/internal/event"
-	"github.com/picosnitch/picosnitch/internal/sensor/digest"
 	"github.com/picosnitch/picosnitch/internal/sensor/identity"
 	"github.com/picosnitch/picosnitch/internal/sensor/kernel"
 	"github.com/picosnitch/picosnitch/internal/sensor/outlet"
@@ -21,9 +22,10 @@ type ledger struct {
 	undigested uint64
 	argvLost   uint64
 	evicted    uint64
-	opened     uint64 // descriptors of executables that could not be had
-	scripts    uint64 // scripts whose file was not found
-	modified   uint64 // executables that somebody wrote to
+	opened     uint64        // descriptors of executables that could not be had
+	scripts    uint64        // scripts whose file was not found
+	halted     time.Duration // told
+	modified   uint64        // executables that somebody wrote to
 }
 
 // settled is for how many drains bytes must be missing to count as missing: a socket may move from one bucket of the
@@ -80,7 +82,7 @@ func lacking(seen, out uint64) uint64 {
 	return seen - out
 }
 
-func (t *ledger) event(batch uint64, out outlet.Stats, digests digest.Stats) event.Ledger {
+func (t *ledger) event(batch uint64, out outlet.Stats, halted time.Duration) event.Ledger {
 	e := event.Ledger{
 		Batch: batch, Seen: t.kernel.Seen, Attributed: t.attributed, Events: t.events,
 		Unattributed: event.Bytes{
@@ -107,6 +109,7 @@ func (t *ledger) event(batch uint64, out outlet.Stats, digests digest.Stats) eve
 		event.LostTable:    t.evicted,
 		event.LostOpened:   t.opened,
 		event.LostScript:   t.scripts,
+		event.LostHashing:  uint64(halted / time.Second),
 	} {
 		if n > 0 {
 			e.Lost[key] = n

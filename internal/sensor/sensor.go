@@ -7,6 +7,7 @@ package sensor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -106,17 +107,30 @@ func Run(ctx context.Context, o Options) error {
 	defer flushed()
 	work.Go(func() error { return l.out.Run(flush, grace) })
 	hashing, hashed := context.WithCancel(running)
+	defer hashed()
 	work.Go(func() error { return l.digester.Run(hashing) })
+	// What fails before its time ends the loop, which still has what was counted delivered.
+	looping, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	if l.executed.watch != nil {
-		work.Go(func() error { return l.executed.watch.Run(hashing) })
+		work.Go(func() error {
+			if err := l.executed.watch.Run(hashing); err != nil {
+				end(err)
+			}
+			return nil
+		})
 	}
+	var failed error
 	work.Go(func() error {
-		err := l.run(ctx)
+		err := l.run(looping)
+		if cause := context.Cause(looping); ctx.Err() == nil && cause != nil {
+			failed = cause
+		}
 		hashed()
 		flushed() // the outlet sends what is queued and ends
 		return err
 	})
-	return work.Wait()
+	return errors.Join(work.Wait(), failed)
 }
 
 func newLoop(o Options) (*loop, error) {
@@ -259,7 +273,9 @@ func (l *loop) run(ctx context.Context) error {
 	}
 	l.executed.flush(l.o.EveryExe)
 	l.record(true)
+	l.digester.Hurry()
 	l.awaitDigests(lastDigestWait)
+	l.unread()
 	l.book(before)
 	l.tally.settle()
 	l.closeBatch(true)
@@ -308,7 +324,7 @@ func (l *loop) closeBatch(final bool) {
 	stats := l.out.Stats()
 	l.stream.forget(stats.Acked)
 	l.tally.opened = l.executed.lostDescriptors()
-	e := l.tally.event(l.batch, stats, l.digester.Stats())
+	e := l.tally.event(l.batch, stats, l.halted())
 	e.Final = final
 	l.stream.write(&event.Event{Ledger: &e})
 	l.out.Send(l.stream.cut(l.batch))
@@ -437,47 +453,6 @@ func orUnknown(path string) string {
 		return "an unknown executable"
 	}
 	return path
-}
-
-// awaitDigests takes in what the workers have read. It waits a moment, so that most rows leave with their digest: the
-// kernel goes on counting meanwhile. Larger executables follow later.
-func (l *loop) awaitDigests(limit time.Duration) {
-	end := time.Now().Add(limit)
-	for waited := false; ; {
-		busy := l.digester.Pending() > 0 || len(l.executed.backlog) > 0
-		l.takeDigests(end)
-		if !busy && !waited || !time.Now().Before(end) {
-			return
-		}
-		waited = busy // once more after the last job: its result is on the way
-		// To wake up for each result costs more than to read a small file.
-		time.Sleep(digestPause)
-		l.take(l.hooks.Processes(l)) // their ring must not fill meanwhile
-		l.claim()
-	}
-}
-
-// takeDigests takes in the results that are there.
-func (l *loop) takeDigests(end time.Time) {
-	for time.Now().Before(end) {
-		select {
-		case r := <-l.digester.Results():
-			l.digest(r)
-		default:
-			return
-		}
-	}
-}
-
-func (l *loop) digest(r digest.Result) {
-	x := r.Executable
-	switch sure := l.vouches(&r); {
-	case sure && r.Unconfirmed != "":
-		x.SHA256, x.Reason = r.Unconfirmed, ""
-	case !sure && r.Vouched && x.SHA256 != "":
-		x.SHA256, x.Reason = "", digest.ReasonTouched
-	}
-	l.executable(x)
 }
 
 // runs reports whether the process still runs this very image.

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/picosnitch/picosnitch/internal/event"
-	"github.com/picosnitch/picosnitch/internal/sensor/digest"
 	"github.com/picosnitch/picosnitch/internal/sensor/identity"
 	"github.com/picosnitch/picosnitch/internal/sensor/kernel"
 	"github.com/picosnitch/picosnitch/internal/sensor/outlet"
@@ -292,7 +291,7 @@ func TestLedger(t *testing.T) {
 		return kernel.Tally{Seen: event.Bytes{Sent: sent, Received: received}}
 	}
 	drained := func(t kernel.Tally) { l.drained(t, t, identity.Stats{}) }
-	get := func() event.Bytes { return l.event(1, outlet.Stats{}, digest.Stats{}).Unattributed }
+	get := func() event.Bytes { return l.event(1, outlet.Stats{}, 0).Unattributed }
 	l.attribute(flow)
 	drained(tally(100, 50))
 	// A socket that one drain misses comes with the next: not missing yet.
@@ -311,18 +310,18 @@ func TestLedger(t *testing.T) {
 	if got := get(); got != (event.Bytes{Sent: 100, Received: 50}) {
 		t.Errorf("unknown program: %+v", got)
 	}
-	e := l.event(1, outlet.Stats{Dropped: 7, DroppedSent: 5, Restarts: 1}, digest.Stats{})
+	e := l.event(1, outlet.Stats{Dropped: 7, DroppedSent: 5, Restarts: 1}, 0)
 	if e.Unattributed.Sent != 105 || e.Lost[event.LostQueue] != 7 || e.Lost[event.LostRecorder] != 1 || e.Lost[event.LostProcess] != 1 {
 		t.Errorf("%+v", e)
 	}
 	// More came out than was seen: settled after three drains, or at once at the end.
 	l.attribute(&event.Flow{Received: 30})
 	drained(tally(400, 100))
-	if e := l.event(1, outlet.Stats{}, digest.Stats{}); e.Lost[event.LostTwice] != 0 {
+	if e := l.event(1, outlet.Stats{}, 0); e.Lost[event.LostTwice] != 0 {
 		t.Errorf("counted twice at once: %+v", e)
 	}
 	l.settle()
-	if e := l.event(1, outlet.Stats{}, digest.Stats{}); e.Lost[event.LostTwice] != 30 {
+	if e := l.event(1, outlet.Stats{}, 0); e.Lost[event.LostTwice] != 30 {
 		t.Errorf("counted twice: %+v", e)
 	}
 	for key := range e.Lost {

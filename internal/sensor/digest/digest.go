@@ -25,6 +25,7 @@ const (
 	DefaultCache   = 8192
 	DefaultMaxSize = 4 << 30
 	DefaultStall   = time.Minute
+	DefaultLate    = 2 * time.Second
 )
 
 // Reasons for which there is no digest; they are shown to the user. ReasonErrno and ReasonRead are followed by the
@@ -48,6 +49,7 @@ const (
 	ReasonMemory   = "in memory only (memfd), and ended before it could be opened"
 	ReasonScript   = "not kept open since it was found, or changed since"
 	ReasonYoung    = "ended, and too young to prove that it was not replaced"
+	ReasonUnread   = "picosnitch ended before it was read"
 )
 
 // Options of New; zero values mean the defaults.
@@ -60,6 +62,7 @@ type Options struct {
 	Settle  func()        // called when a Descriptor was read: after it, whoever watches for writes knows all that came before
 	Behind  func()        // called when many Results wait
 	Stall   time.Duration // without a byte read for so long, a file system is given up and its worker replaced
+	Late    time.Duration // a job that waits for so long has a worker come that does not give its priority away
 }
 
 // Result is what became of a job.
@@ -124,7 +127,7 @@ type Inode struct {
 	Number uint64
 }
 
-// Stats are totals since New, but for Waiting and Cached, which are now.
+// Stats are totals since New, but for Stuck, Waiting and Cached, which are now.
 type Stats struct {
 	Hashed  uint64 // files read to the end
 	Bytes   uint64 // of them
@@ -132,6 +135,7 @@ type Stats struct {
 	Evicted uint64 // results that went from the full cache
 	Stuck   int    // workers that wait for a file system that does not answer
 	Waiting int
+	Halted  time.Duration // while jobs waited and none was done for long
 	Cached  int
 	Failed  map[string]uint64 // by reason: a Reason… constant (without the system's words)
 }
@@ -157,6 +161,7 @@ type job struct {
 	begun  int     // how many askers were tried, or are
 	from   uint64  // value of Digester.forgets when it was wanted
 	stale  bool    // what was read may have been written to since it was wanted
+	wanted time.Time
 	ended  time.Time
 }
 
@@ -199,6 +204,13 @@ type Digester struct {
 	// A job knows only when it opens the file what it reads; a write while it waits must count all the same.
 	forgets   uint64           // calls of Forget
 	forgotten map[Inode]uint64 // the last of them for each file, since there are pending jobs
+
+	hangs map[uint64]bool // devices of file systems whose jobs wait until they answer
+	done  time.Time       // when the last job was
+	hurry bool            // no job is to wait for want of priority
+	over  bool            // there are no more Results but those that are being sent
+	// sending is how many Results are on their way to the channel.
+	sending int
 }
 
 // New returns a Digester that does nothing before Run, but queues.
@@ -220,6 +232,9 @@ func New(o Options) *Digester {
 	}
 	if o.Stall <= 0 {
 		o.Stall = DefaultStall
+	}
+	if o.Late <= 0 {
+		o.Late = DefaultLate
 	}
 	return &Digester{
 		o:       o,
@@ -275,7 +290,7 @@ func (d *Digester) want(a *asker) (event.Executable, bool) {
 		d.stats.Failed[ReasonBusy]++
 		return event.Executable{File: p.File, Path: p.Path, Reason: ReasonBusy}, true
 	}
-	j := &job{key: key, askers: []asker{*a}, from: d.forgets}
+	j := &job{key: key, askers: []asker{*a}, from: d.forgets, wanted: time.Now()}
 	d.pending[key] = j
 	d.queue = append(d.queue, j)
 	d.poke()
@@ -352,6 +367,39 @@ func (d *Digester) Pending() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.pending)
+}
+
+// Hurry is for the end, which waits for what is pending.
+func (d *Digester) Hurry() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hurry = true
+}
+
+// Unread is the end: it returns the Results that are on their way, and the executables of the jobs that will have none now, with ReasonUnread.
+func (d *Digester) Unread() (rest []Result, unread []event.Executable) {
+	d.mu.Lock()
+	d.over = true
+	for _, j := range d.pending {
+		p := &j.askers[0].Process
+		unread = append(unread, event.Executable{File: p.File, Path: p.Path, Reason: ReasonUnread})
+	}
+	d.mu.Unlock()
+	for {
+		select {
+		case r := <-d.results:
+			rest = append(rest, r)
+			continue
+		default:
+		}
+		d.mu.Lock()
+		more := d.sending > 0 || len(d.results) > 0
+		d.mu.Unlock()
+		if !more {
+			return rest, unread
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // Run reads files until ctx is done, and returns nil then. Workers that hang in a file system are left behind.

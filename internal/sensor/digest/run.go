@@ -41,84 +41,17 @@ type worker struct {
 	quiet time.Time  // since then it has not moved
 	given bool       // given up: it ends when its file system answers
 
+	hurried  bool         // began because jobs waited: it keeps its priority, and ends when none waits
 	low      bool         // its thread gave its priority away; the thread's own
 	progress atomic.Int64 // bytes and jobs
-}
-
-func (d *Digester) run(ctx context.Context) error {
-	var wg sync.WaitGroup // of the workers; those that hang are not waited for
-	var workers []*worker
-	start := func() {
-		w := &worker{}
-		workers = append(workers, w)
-		wg.Go(func() { d.work(ctx, w) })
-	}
-	for range d.o.Workers {
-		start()
-	}
-	look := time.NewTicker(max(d.o.Stall/4, time.Millisecond))
-	defer look.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			d.leave(&wg)
-			return nil
-		case now := <-look.C:
-			kept := workers[:0]
-			missing := 0
-			for _, w := range workers {
-				if j := w.stalled(now, d.o.Stall, d.mayReplace()); j != nil {
-					d.count(func(s *Stats) { s.Stuck++ })
-					d.finish(ctx, j, event.Executable{}, "", maxAskers, because(ReasonStalled))
-					missing++
-					continue
-				}
-				kept = append(kept, w)
-			}
-			workers = kept
-			for range missing {
-				start()
-			}
-		}
-	}
-}
-
-// leave waits for the workers, which see the end of the context after the current chunk, but not for those that
-// hang.
-func (d *Digester) leave(wg *sync.WaitGroup) {
-	done := make(chan struct{})
-	go func() { wg.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(time.Second):
-	}
-}
-
-func (d *Digester) mayReplace() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.stats.Stuck < maxStuck
+	thread   atomic.Int64 // number of its thread
+	ended    atomic.Bool
 }
 
 func (d *Digester) count(change func(*Stats)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	change(&d.stats)
-}
-
-// stalled gives the worker up when it has not moved for a while, and returns its job.
-func (w *worker) stalled(now time.Time, limit time.Duration, may bool) *job {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if p := w.progress.Load(); w.job == nil || p != w.since || w.quiet.IsZero() {
-		w.since, w.quiet = p, now
-		return nil
-	}
-	if now.Sub(w.quiet) < limit || !may {
-		return nil
-	}
-	w.given = true
-	return w.job
 }
 
 // set makes j the worker's job; nil after it. False: the worker was given up, and the job was answered.
@@ -132,17 +65,18 @@ func (w *worker) set(j *job) bool {
 
 // work reads in a thread of its own, and in another one when that has given its priority away: to take it back is a right of its own.
 func (d *Digester) work(ctx context.Context, w *worker) {
+	defer w.ended.Store(true)
 	buf := make([]byte, chunk)
 	again := make(chan bool, 1)
 	for more := true; more; more = <-again {
-		go func() { again <- d.thread(ctx, w, buf) }()
+		go func() { again <- d.threadOf(ctx, w, buf) }()
 	}
 }
 
 // lower gives the priorities of the worker's thread away. Whoever does so for a short file gains nothing, and keeps all others waiting: a
 // thread that does not run may just then hold what Go's runtime has for all of them, whose sweeper turns in circles meanwhile.
 func (w *worker) lower() {
-	if w.low {
+	if w.low || w.hurried {
 		return
 	}
 	w.low = true
@@ -152,12 +86,13 @@ func (w *worker) lower() {
 	_, _, _ = unix.RawSyscall(unix.SYS_IOPRIO_SET, 1 /* IOPRIO_WHO_PROCESS */, uintptr(tid), priority)
 }
 
-// thread reads until there is no more, or until its priority is low. It reports whether another is to go on.
-func (d *Digester) thread(ctx context.Context, w *worker, buf []byte) bool {
+// threadOf reads until there is no more, or until its priority is low. It reports whether another is to go on.
+func (d *Digester) threadOf(ctx context.Context, w *worker, buf []byte) bool {
 	runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
 	w.low = false
+	w.thread.Store(int64(unix.Gettid()))
 	for !w.low {
-		j := d.next(ctx)
+		j := d.next(ctx, !w.hurried)
 		if j == nil {
 			return false
 		}
@@ -175,21 +110,15 @@ func (d *Digester) thread(ctx context.Context, w *worker, buf []byte) bool {
 	return true
 }
 
-// next waits for a job; nil when ctx is done.
-func (d *Digester) next(ctx context.Context) *job {
+// next is a job; nil when ctx is done, and, without waiting for one, when there is none.
+func (d *Digester) next(ctx context.Context, wait bool) *job {
 	for {
 		d.mu.Lock()
-		if len(d.queue) > 0 {
-			j := d.queue[0]
-			d.queue[0] = nil
-			d.queue = d.queue[1:]
-			if len(d.queue) > 0 {
-				d.poke()
-			}
-			d.mu.Unlock()
+		j := d.take()
+		d.mu.Unlock()
+		if j != nil || !wait {
 			return j
 		}
-		d.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -314,6 +243,7 @@ func (d *Digester) read(ctx context.Context, w *worker, o *opened, buf []byte) (
 func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unconfirmed string, tried int, why *problem) {
 	d.mu.Lock()
 	askers := j.askers
+	d.done = time.Now()
 	delete(d.pending, j.key)
 	exe.Path = askers[0].Path
 	j.stale = j.stale || d.forgotten[j.source] > j.from
@@ -329,7 +259,7 @@ func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unc
 			}
 		}
 		if tried < len(askers) { // they came after the last try, and may have more luck
-			again := &job{key: j.key, askers: askers[tried:], from: j.from}
+			again := &job{key: j.key, askers: askers[tried:], from: j.from, wanted: d.done}
 			d.pending[j.key] = again
 			d.queue = append(d.queue, again)
 			d.poke()
@@ -357,7 +287,13 @@ func (d *Digester) finish(ctx context.Context, j *job, exe event.Executable, unc
 	}
 	vouched := j.held && reader.file.Vouched
 	ended, source := j.ended, j.source
+	if d.over {
+		d.mu.Unlock()
+		return // told as unread
+	}
+	d.sending++
 	d.mu.Unlock()
+	defer d.count(func(*Stats) { d.sending-- })
 	select {
 	case d.results <- Result{
 		Process: reader.ID, Executable: exe, Unconfirmed: unconfirmed, Vouched: vouched, Since: reader.file.Since, Ended: ended, Source: source,

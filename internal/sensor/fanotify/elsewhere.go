@@ -222,6 +222,12 @@ func (w *Watch) Hung() string {
 	if w.groups[layered].hangs() {
 		return "an overlay file system does not answer: no program on any of them is handed over"
 	}
+	w.mounts.mu.Lock()
+	unread := w.mounts.unread
+	w.mounts.mu.Unlock()
+	if unread != nil {
+		return fmt.Sprintf("the mounts cannot be read: no program on file systems that are mounted now is handed over: %v", unread)
+	}
 	if n := w.walks.hung(); n > 0 {
 		return fmt.Sprintf("%d mount namespaces have a file system that does not answer", n)
 	}

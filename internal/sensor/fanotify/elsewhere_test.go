@@ -67,6 +67,29 @@ func TestMountPointThatDoesNotAnswer(t *testing.T) {
 	})
 }
 
+// TestMountsThatCannotBeRead: it is told for as long as it is so, and ends nothing.
+func TestMountsThatCannotBeRead(t *testing.T) {
+	needRoot(t)
+	w, err := New(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	before := w.mounts.marked()
+	if err := w.mounts.read("/proc/self/none"); err == nil {
+		t.Fatal("no error")
+	}
+	if why := w.Hung(); !strings.Contains(why, "mounts cannot be read") {
+		t.Errorf("told %q", why)
+	}
+	if after := w.mounts.marked(); after != before {
+		t.Errorf("%d file systems are asked for, %d before", after, before)
+	}
+	if err := w.mounts.read(DefaultMountinfo); err != nil || w.Hung() != "" {
+		t.Errorf("once it can: %v, %q", err, w.Hung())
+	}
+}
+
 // hurry makes walks whose owner is the pid, and that are slow soon.
 func hurry(w *Watch, f func(walk) error) {
 	w.walks = newWalks(f)

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -38,6 +39,7 @@ type mounts struct {
 	mu      sync.Mutex         // never held while a file system is asked
 	layers  bool               // there were some of that kind
 	systems map[string]*system // by "major:minor", the superblock's
+	unread  error              // why the mounts could not be read the last time
 }
 
 // system is a file system.
@@ -52,9 +54,15 @@ func newMounts(groups []*group) *mounts {
 	return &mounts{groups: groups, systems: map[string]*system{}}
 }
 
+// readAgain is after how long mounts are read again when they could not be.
+const readAgain = time.Second
+
 // read asks for the file systems that the file names and that were not asked for yet.
 func (m *mounts) read(file string) error {
 	b, err := os.ReadFile(file)
+	m.mu.Lock()
+	m.unread = err
+	m.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("list mounts: %w", err)
 	}
@@ -168,10 +176,11 @@ func (m *mounts) follow(ctx context.Context, file string, stop int) error {
 	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}, {Fd: int32(stop), Events: unix.POLLIN}}
 	for ctx.Err() == nil {
 		// What changed between the first reading and the opening is read here, what changes later wakes us.
+		again := -1
 		if err := m.read(file); err != nil {
-			return err
+			again = int(readAgain / time.Millisecond) // there may be descriptors again by then
 		}
-		if _, err := unix.Poll(poll, -1); err != nil && !errors.Is(err, unix.EINTR) {
+		if _, err := unix.Poll(poll, again); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("follow mounts: %w", err)
 		}
 		if poll[1].Revents != 0 {
