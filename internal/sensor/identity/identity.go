@@ -49,9 +49,8 @@ type Stats struct {
 // which it was made fills it, so children of an image that is learned late learn it too.
 type facts struct {
 	owner   *image
-	known   bool
-	process event.Process // ID, Parent, Source and Started are the owner's
-	same    *facts        // instead of these: the owner turned out to be a fork of another image
+	process *event.Process // nil: not known. ID, Parent, Source and Started are the owner's
+	same    *facts         // instead of these: the owner turned out to be a fork of another image
 }
 
 // root is where the facts really are.
@@ -153,7 +152,7 @@ func (t *Table) Fork(child, parent event.ProcessID, at int64) {
 	pr := t.process(child)
 	t.setParent(pr, parent, true)
 	im := pr.image(child.Exec)
-	if im != nil && im.facts.root().known {
+	if im != nil && im.facts.root().process != nil {
 		return
 	}
 	fresh := im == nil
@@ -212,7 +211,7 @@ func (t *Table) Found(p event.Process) {
 		im.coarse = coarse
 	}
 	t.setParent(pr, p.Parent, false)
-	if !im.facts.root().known {
+	if im.facts.root().process == nil {
 		t.fill(im, &p)
 	}
 }
@@ -226,7 +225,7 @@ func (t *Table) Resolve(id event.ProcessID) (event.Process, bool) {
 	if im == nil {
 		return event.Process{}, false
 	}
-	return im.process(), im.facts.root().known
+	return im.process(), im.facts.root().process != nil
 }
 
 // Amend changes what is known of an image that was told with Exec or Found: the image and all that were forked of it share it.
@@ -237,10 +236,10 @@ func (t *Table) Amend(id event.ProcessID, change func(*event.Process)) bool {
 		return false
 	}
 	f := im.facts.root()
-	if !f.known || f.owner != im {
+	if f.process == nil || f.owner != im {
 		return false
 	}
-	change(&f.process)
+	change(f.process)
 	return true
 }
 
@@ -262,7 +261,7 @@ func (t *Table) Newest(pid uint32) (event.Process, bool) {
 		return event.Process{}, false
 	}
 	im := newest.images[len(newest.images)-1]
-	return im.process(), im.facts.root().known
+	return im.process(), im.facts.root().process != nil
 }
 
 // Ancestors returns the images that forked id, its parent's parent and so on, nearest first, at most MaxAncestors. Those
@@ -361,13 +360,14 @@ func (t *Table) Stats() Stats {
 // process is the image as a line tells it.
 func (im *image) process() event.Process {
 	f := im.facts.root()
-	p := f.process
-	p.ID, p.Parent, p.Started, p.Source = im.id, event.ProcessID{}, im.started, im.source
+	p := event.Process{Source: event.SourceUnknown}
+	if f.process != nil {
+		p = *f.process
+		p.Source = im.source
+	}
+	p.ID, p.Parent, p.Started = im.id, event.ProcessID{}, im.started
 	if up := im.proc.up(); up != nil {
 		p.Parent = up.id
-	}
-	if !f.known {
-		p.Source = event.SourceUnknown
 	}
 	return p
 }

@@ -109,7 +109,7 @@ func (t *Table) adopt(pr *process, p *event.Process) *image {
 	}
 	im := pr.images[0]
 	im.coarse = false
-	if f := im.facts.root(); f.known && sameFile(f.process.File, p.File) {
+	if f := im.facts.root(); f.process != nil && sameFile(f.process.File, p.File) {
 		im.exec = p.ID.Exec
 		return im
 	}
@@ -154,7 +154,8 @@ func (t *Table) fill(im *image, p *event.Process) {
 		im.facts = f
 	}
 	im.forked = false
-	f.process, f.known = *p, true
+	known := *p
+	f.process = &known
 	im.started, im.source = p.Started, p.Source
 }
 
