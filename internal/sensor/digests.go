@@ -26,21 +26,37 @@ func (l *loop) awaitDigests(limit time.Duration) {
 	}
 }
 
+// resultsMax bounds the results between two looks at what was written to.
+const resultsMax = 256
+
 // takeDigests takes in the results that are there.
 func (l *loop) takeDigests(end time.Time) {
 	for time.Now().Before(end) {
-		select {
-		case r := <-l.digester.Results():
-			l.digest(r)
-		default:
+		results := l.results[:0]
+		for len(results) < resultsMax {
+			select {
+			case r := <-l.digester.Results():
+				results = append(results, r)
+				continue
+			default:
+			}
+			break
+		}
+		l.results = results
+		if len(results) == 0 {
 			return
+		}
+		l.drainWatch() // once for all of them: whatever was written before the end of their reading is known then
+		for i := range results {
+			l.digest(&results[i])
 		}
 	}
 }
 
-func (l *loop) digest(r digest.Result) {
+// digest takes in a result. What was written before the end of its reading must have been taken in.
+func (l *loop) digest(r *digest.Result) {
 	x := r.Executable
-	switch sure := l.vouches(&r); {
+	switch sure := l.vouches(r); {
 	case sure && r.Unconfirmed != "":
 		x.SHA256, x.Reason = r.Unconfirmed, ""
 	case !sure && r.Vouched && x.SHA256 != "":
@@ -52,8 +68,9 @@ func (l *loop) digest(r digest.Result) {
 // unread tells of the executables whose digests come too late: it is the end.
 func (l *loop) unread() {
 	rest, unread := l.digester.Unread()
-	for _, r := range rest {
-		l.digest(r)
+	l.drainWatch()
+	for i := range rest {
+		l.digest(&rest[i])
 	}
 	for _, p := range l.executed.backlog {
 		unread = append(unread, event.Executable{File: p.File, Path: p.Path, Reason: digest.ReasonUnread})

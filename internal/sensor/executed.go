@@ -401,9 +401,8 @@ func (l *loop) written(c *fanotify.Change) {
 }
 
 // vouches reports whether the content that a digest was made of is that of the exec, whatever became of the change time: it was at
-// some moment, and nobody wrote since; or the process still runs it.
+// some moment, and nobody wrote since; or the process still runs it. What was written before the end of the reading must have been taken in.
 func (l *loop) vouches(r *digest.Result) bool {
-	l.drainWatch()
 	if w := l.executed.written[r.Source]; w.between(r.Since, r.Ended) {
 		return false
 	}

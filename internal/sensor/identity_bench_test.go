@@ -31,24 +31,32 @@ type tallier struct {
 func (c *tallier) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.rest = append(c.rest, b...)
+	n := len(b)
+	if len(c.rest) > 0 {
+		b = append(c.rest, b...)
+	}
 	for {
-		line, after, whole := bytes.Cut(c.rest, []byte{'\n'})
-		if !whole {
-			return len(b), nil
+		end := bytes.IndexByte(b, '\n')
+		if end < 0 {
+			c.rest = bytes.Clone(b)
+			return n, nil
 		}
+		line := b[:end]
+		b = b[end+1:]
+		what := line[max(bytes.IndexByte(line, ','), 0):] // after the time
 		switch {
-		case bytes.Contains(line, []byte(`"executable":{`)) && bytes.Contains(line, []byte(`"sha256":`)):
-			c.digests++
-		case bytes.Contains(line, []byte(`"executable":{`)):
-			c.failed++
-		case bytes.Contains(line, []byte(`"ledger":{"batch":`)):
-			_, number, _ := bytes.Cut(line, []byte(`"batch":`))
+		case bytes.HasPrefix(what, []byte(`,"executable":{`)):
+			if bytes.Contains(what, []byte(`"sha256":`)) {
+				c.digests++
+			} else {
+				c.failed++
+			}
+		case bytes.HasPrefix(what, []byte(`,"ledger":{"batch":`)):
+			_, number, _ := bytes.Cut(what, []byte(`"batch":`))
 			number, _, _ = bytes.Cut(number, []byte{','})
 			ack := fmt.Sprintf("{\"ack\":%s}\n", number)
 			go func() { _, _ = io.WriteString(c.up, ack) }()
 		}
-		c.rest = after
 	}
 }
 

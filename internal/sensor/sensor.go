@@ -72,6 +72,7 @@ type loop struct {
 	stream   *stream
 	tally    ledger
 	executed executed
+	results  []digest.Result // of takeDigests
 	who      who
 	self     *selfTest // flows of our own process, while the self-test runs
 	packets  packets
@@ -364,10 +365,12 @@ func (l *loop) Exec(p event.Process) {
 	if p.ArgvCut && len(p.Argv) == 0 {
 		l.tally.argvLost++
 	}
-	l.describe(&p)
-	l.table.Exec(p)
-	l.elsewhere(&p)
-	l.executed.fresh = append(l.executed.fresh, p)
+	fresh := append(l.executed.fresh, p)
+	l.executed.fresh = fresh
+	added := &fresh[len(fresh)-1] // p itself stays where it is
+	l.describe(added)
+	l.table.Exec(*added)
+	l.elsewhere(added)
 }
 
 // Fork implements kernel.Handler.

@@ -36,7 +36,7 @@ type fact struct {
 }
 
 func newStream() *stream {
-	return &stream{facts: map[event.ProcessID]*fact{}, digests: map[event.FileID]event.Executable{}, prune: digestsMax}
+	return &stream{facts: map[event.ProcessID]*fact{}, digests: map[event.FileID]event.Executable{}, prune: digestsMax, buf: make([]byte, 0, batchMax+batchMax/4)}
 }
 
 func newStreamID() string {

@@ -201,7 +201,8 @@ func (d *Digester) given(a *asker) *opened {
 	if unix.Fstat(a.fd, &o.stat) != nil || o.stat.Mode&unix.S_IFMT != unix.S_IFREG || o.stat.Size > d.o.MaxSize {
 		return nil
 	}
-	if unix.Fstatfs(a.fd, &fs) != nil {
+	// Which file system it is matters only where its numbers are not the kernel's.
+	if o.stat.Dev == a.File.Device && o.stat.Ino == a.File.Inode || unix.Fstatfs(a.fd, &fs) != nil {
 		fs.Type = 0
 	}
 	switch compare(a.File, &o.stat, fs.Type) {
