@@ -155,7 +155,7 @@ func (s *snapshot) planActors(p *plan, where []Filter) error {
 	}
 	var id int64
 	pointers[0] = &id
-	return s.each("SELECT a.id, "+strings.Join(columns, ", ")+actorTables, func(scan func(...any) error) error {
+	return s.every("SELECT a.id, "+strings.Join(columns, ", ")+actorTables, func(scan func(...any) error) error {
 		if err := scan(pointers...); err != nil {
 			return err
 		}

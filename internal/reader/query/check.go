@@ -36,7 +36,7 @@ func (l *Local) Check(ctx context.Context, progress func(what string, done float
 	err = l.look(ctx, func(s *snapshot) error {
 		progress("the file", 0)
 		for _, q := range []string{"PRAGMA integrity_check(20)", "SELECT 'a row of ' || \"table\" || ' refers to one of ' || parent || ' that does not exist' FROM pragma_foreign_key_check LIMIT 20"} {
-			err := s.each(q, func(scan func(...any) error) error {
+			err := s.every(q, func(scan func(...any) error) error {
 				var text string
 				if err := scan(&text); err != nil {
 					return err
@@ -111,7 +111,7 @@ func (s *snapshot) checkHours(report *Report, progress func(string, float64)) er
 		return err
 	}
 	var hours [][3]int64
-	if err := s.each("SELECT hour, first, last FROM hours WHERE hour >= ? ORDER BY hour", func(scan func(...any) error) error {
+	if err := s.every("SELECT hour, first, last FROM hours WHERE hour >= ? ORDER BY hour", func(scan func(...any) error) error {
 		var h [3]int64
 		if err := scan(&h[0], &h[1], &h[2]); err != nil {
 			return err
@@ -124,7 +124,7 @@ func (s *snapshot) checkHours(report *Report, progress func(string, float64)) er
 	for i, h := range hours {
 		progress("hours", float64(i)/float64(len(hours)))
 		var raw []rollup.Entry
-		err := s.each(`SELECT r.actor, r.local_port, coalesce(r.remote, 0), r.remote_port, coalesce(r.domain, 0), r.conns, r.sent, r.received
+		err := s.every(`SELECT r.actor, r.local_port, coalesce(r.remote, 0), r.remote_port, coalesce(r.domain, 0), r.conns, r.sent, r.received
 			FROM windows w JOIN raw r ON r.id >= w.id * 1024 AND r.id < w.id * 1024 + 1024 WHERE w.id BETWEEN ? AND ? AND w."end" > ? AND w."end" <= ?`, func(scan func(...any) error) error {
 			var e rollup.Entry
 			var local int64
@@ -173,7 +173,7 @@ func compareEntries(report *Report, where string, want, got []rollup.Entry, tota
 
 // entries reads the segments of a bucket.
 func (s *snapshot) entries(seconds, bucket int64, merged string, peers bool) (all []rollup.Entry, total Sum, err error) {
-	err = s.each("SELECT s.conns, s.sent, s.received, a.data, p.data FROM segments s LEFT JOIN segment_actors a ON a.segment = s.id LEFT JOIN segment_peers p ON p.segment = s.id WHERE seconds = ? AND merged IN ("+merged+") AND bucket = ?", func(scan func(...any) error) error {
+	err = s.every("SELECT s.conns, s.sent, s.received, a.data, p.data FROM segments s LEFT JOIN segment_actors a ON a.segment = s.id LEFT JOIN segment_peers p ON p.segment = s.id WHERE seconds = ? AND merged IN ("+merged+") AND bucket = ?", func(scan func(...any) error) error {
 		var sum Sum
 		var actors, blob sql.RawBytes
 		if err := scan(&sum.Conns, &sum.Sent, &sum.Received, &actors, &blob); err != nil {
@@ -200,7 +200,7 @@ func (s *snapshot) entries(seconds, bucket int64, merged string, peers bool) (al
 // checkDays compares the days with their hours.
 func (s *snapshot) checkDays(report *Report, progress func(string, float64)) error {
 	var days []int64
-	if err := s.each("SELECT DISTINCT bucket FROM segments WHERE seconds = ? AND merged = 0 UNION SELECT DISTINCT bucket / 24 FROM segments WHERE seconds = ? AND merged = 1 ORDER BY 1", func(scan func(...any) error) error {
+	if err := s.every("SELECT DISTINCT bucket FROM segments WHERE seconds = ? AND merged = 0 UNION SELECT DISTINCT bucket / 24 FROM segments WHERE seconds = ? AND merged = 1 ORDER BY 1", func(scan func(...any) error) error {
 		var d int64
 		err := scan(&d)
 		days = append(days, d)

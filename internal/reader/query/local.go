@@ -1,6 +1,7 @@
 package query
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -14,7 +15,7 @@ import (
 	"runtime"
 
 	"github.com/picosnitch/picosnitch/internal/schema"
-	_ "modernc.org/sqlite" // the driver
+	"modernc.org/sqlite"
 )
 
 // Local is a snitch.db. It is read without any right to write, also while a recorder writes. It answers one question after the other.
@@ -22,6 +23,7 @@ type Local struct {
 	db      *sql.DB
 	options Options
 	bounds  bounds
+	each    *callbacks
 	turn    chan struct{} // holds one value while a question is answered
 	disturb func()        // what a test does after the first connection's snapshot; nil: nothing
 }
@@ -31,6 +33,31 @@ type bounds struct{ cells, sampled, readers int }
 
 // maxReaders bounds the connections that answer a question together, one for a processor.
 const maxReaders = 4
+
+// connector opens connections of a driver of our own: the function of this Local is in no other one's SQL.
+type connector struct {
+	driver *sqlite.Driver
+	dsn    string
+}
+
+func (c connector) Connect(context.Context) (driver.Conn, error) { return c.driver.Open(c.dsn) }
+func (c connector) Driver() driver.Driver                        { return c.driver }
+
+// eachName is the SQL function that gives its arguments to a callback, after the first one, which is the number of the callback. So nothing is copied
+// and nothing is reserved for a row: over a year that is a hundred megabytes of BLOBs, or a million numbers. The driver never frees what is
+// registered: it is small, and holds nothing between two questions.
+const eachName = "picosnitch_each"
+
+// callbacks are one for a connection.
+type callbacks [maxReaders]func([]driver.Value) error
+
+func (c *callbacks) call(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
+	i, ok := args[0].(int64)
+	if !ok || i < 0 || i >= maxReaders || c[i] == nil {
+		return nil, errDamaged
+	}
+	return nil, c[i](args[1:])
+}
 
 // ErrVersion is returned for a database that this version cannot read; the text says why.
 var ErrVersion = errors.New("the database is of another version")
@@ -52,11 +79,13 @@ func OpenLocal(ctx context.Context, path string, o Options) (*Local, error) {
 	v.Add("_pragma", "query_only(1)")
 	v.Add("_pragma", "cache_size(-8192)")
 	u := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: v.Encode()}
-	db, err := sql.Open("sqlite", u.String())
-	if err != nil {
+	each := new(callbacks)
+	d := new(sqlite.Driver)
+	if err := d.RegisterFunction(eachName, &sqlite.FunctionImpl{NArgs: -1, VolatileArgs: true, Scalar: each.call}); err != nil {
 		return nil, err
 	}
-	l := &Local{db: db, options: o, turn: make(chan struct{}, 1), bounds: bounds{maxCells, minSampled, min(maxReaders, runtime.GOMAXPROCS(0))}}
+	db := sql.OpenDB(connector{d, u.String()})
+	l := &Local{db: db, options: o, each: each, turn: make(chan struct{}, 1), bounds: bounds{maxCells, minSampled, min(maxReaders, runtime.GOMAXPROCS(0))}}
 	db.SetMaxOpenConns(maxReaders)
 	db.SetMaxIdleConns(maxReaders)
 	if err := l.version(ctx); err != nil {
@@ -96,6 +125,8 @@ type snapshot struct {
 	conn *sql.Conn
 
 	more []*sql.Conn // see the same state, for what several can read at once
+	each *callbacks
+	me   int // the number of conn, 0 for the first one
 
 	rolled  int64 // windows up to this one are in segments
 	raw     int64 // hours from this one on have all their raw rows
@@ -134,7 +165,7 @@ func (l *Local) lookBy(ctx context.Context, readers int, f func(*snapshot) error
 		conns = append(conns, c)
 	}
 	end := func(c *sql.Conn) { c.ExecContext(context.WithoutCancel(ctx), "ROLLBACK") }
-	s := &snapshot{ctx: ctx, conn: conns[0], options: l.options, bounds: l.bounds}
+	s := &snapshot{ctx: ctx, conn: conns[0], each: l.each, options: l.options, bounds: l.bounds}
 	if same, err := s.begin(conns[1:], l.disturb); err != nil {
 		return err
 	} else if same {
@@ -174,7 +205,7 @@ func (s *snapshot) begin(others []*sql.Conn, disturb func()) (same bool, err err
 		}
 		return false, err
 	}
-	err = s.each("SELECT name, value FROM progress", func(scan func(...any) error) error {
+	err = s.every("SELECT name, value FROM progress", func(scan func(...any) error) error {
 		var name string
 		var n int64
 		if err := scan(&name, &n); err != nil {
@@ -205,7 +236,7 @@ func (s *snapshot) begin(others []*sql.Conn, disturb func()) (same bool, err err
 	return true, nil
 }
 
-// stream calls a function for every row, whose values are only good until it returns; the BLOBs among them may be kept. It is each without
+// stream calls a function for every row, whose values are only good until it returns; the BLOBs among them may be kept. It is every without
 // what database/sql does for a row, which is more than half of the time of a question that reads very many.
 func (s *snapshot) stream(q string, row func([]driver.Value) error, args ...int64) error {
 	return s.conn.Raw(func(c any) (err error) {
@@ -233,8 +264,20 @@ func (s *snapshot) stream(q string, row func([]driver.Value) error, args ...int6
 	})
 }
 
-// each calls a function for every row.
-func (s *snapshot) each(q string, row func(scan func(...any) error) error, args ...any) error {
+// pass calls a function with columns of every row; rest is the query from FROM on. The values are only good until it returns, BLOBs, too. It is
+// stream without what a row costs there.
+func (s *snapshot) pass(columns, rest string, row func([]driver.Value) error, args ...int64) (err error) {
+	s.each[s.me] = func(values []driver.Value) error {
+		err = row(values)
+		return err
+	}
+	defer func() { s.each[s.me] = nil }()
+	failed := s.stream(fmt.Sprintf("SELECT %s(%d, %s) %s", eachName, s.me, columns, rest), func([]driver.Value) error { return nil }, args...)
+	return cmp.Or(err, failed)
+}
+
+// every calls a function for every row.
+func (s *snapshot) every(q string, row func(scan func(...any) error) error, args ...any) error {
 	rows, err := s.conn.QueryContext(s.ctx, q, args...)
 	if err != nil {
 		return err

@@ -40,7 +40,7 @@ func (l *Local) Records(ctx context.Context, where []Filter, r Range, each func(
 	}
 	var hours [][3]int64
 	err := l.look(ctx, func(s *snapshot) error {
-		return s.each("SELECT hour, first, last FROM hours WHERE hour BETWEEN ? AND ? ORDER BY hour", func(scan func(...any) error) error {
+		return s.every("SELECT hour, first, last FROM hours WHERE hour BETWEEN ? AND ? ORDER BY hour", func(scan func(...any) error) error {
 			var h [3]int64
 			err := scan(&h[0], &h[1], &h[2])
 			hours = append(hours, h)
@@ -112,7 +112,7 @@ func (x *expand) hour(h [3]int64, since, until int64, each func(*Record) error) 
 	const most = 1 << 13
 	for window := h[1]; ; {
 		var rows []row
-		err := x.s.each(`SELECT w.id, w.stream, w.start, w."end", r.actor, coalesce(r.local, 0), r.local_port, coalesce(r.remote, 0), r.remote_port, coalesce(r.domain, 0), r.conns, r.sent, r.received
+		err := x.s.every(`SELECT w.id, w.stream, w.start, w."end", r.actor, coalesce(r.local, 0), r.local_port, coalesce(r.remote, 0), r.remote_port, coalesce(r.domain, 0), r.conns, r.sent, r.received
 			FROM windows w JOIN raw r ON r.id >= w.id * 1024 AND r.id < w.id * 1024 + 1024 WHERE w.id BETWEEN ? AND ? AND w."end" > ? AND w."end" <= ? ORDER BY w.id, r.id LIMIT ?`, func(scan func(...any) error) error {
 			var r row
 			var id int64

@@ -202,7 +202,7 @@ func (s *snapshot) share(p *plan, jobs []func(*snapshot, *adder) error, r *resul
 	for i := range all {
 		all[i] = r.like()
 		one := *s
-		one.ctx = ctx
+		one.ctx, one.me = ctx, i
 		if i > 0 {
 			one.conn = s.more[i-1]
 		}
@@ -233,14 +233,12 @@ const gap = 4
 
 // read adds up segments, which are in the order of their numbers.
 func (s *snapshot) read(wanted []segment, d *adder) error {
-	var q string
+	columns, from := "segment, a.data, p.data", "FROM segment_actors a JOIN segment_peers p USING (segment)"
 	switch {
 	case !d.p.needPeers():
-		q = "SELECT segment, data, NULL FROM segment_actors WHERE segment BETWEEN ? AND ?"
+		columns, from = "segment, data, NULL", "FROM segment_actors"
 	case !d.p.needActors():
-		q = "SELECT segment, NULL, data FROM segment_peers WHERE segment BETWEEN ? AND ?"
-	default:
-		q = "SELECT segment, a.data, p.data FROM segment_actors a JOIN segment_peers p USING (segment) WHERE segment BETWEEN ? AND ?"
+		columns, from = "segment, NULL, data", "FROM segment_peers"
 	}
 	for len(wanted) > 0 {
 		n := 1
@@ -249,20 +247,25 @@ func (s *snapshot) read(wanted []segment, d *adder) error {
 		}
 		run := wanted[:n] // what is wanted of those that are being read
 		wanted = wanted[n:]
-		err := s.stream(q+" ORDER BY segment", func(v []driver.Value) error {
+		err := s.pass(columns, from+" WHERE segment BETWEEN ? AND ? ORDER BY segment", func(v []driver.Value) error {
 			id, _ := v[0].(int64)
-			for len(run) > 0 && run[0].id < id {
-				run = run[1:]
-			}
-			if len(run) == 0 || run[0].id != id {
+			if len(run) == 0 || id < run[0].id {
 				return nil
 			}
+			if id > run[0].id {
+				return errDamaged // its sums are missing
+			}
+			interval := run[0].interval
+			run = run[1:]
 			actors, _ := v[1].([]byte)
 			peers, _ := v[2].([]byte)
-			return d.add(run[0].interval, actors, peers)
+			return d.add(interval, actors, peers)
 		}, run[0].id, run[n-1].id)
 		if err != nil {
 			return err
+		}
+		if len(run) > 0 {
+			return errDamaged
 		}
 	}
 	return nil
@@ -336,7 +339,7 @@ func (s *snapshot) rows(p *plan, c cuts, add func(interval int, slot int32, sum 
 		}
 		return v[column]
 	}
-	return s.stream("SELECT "+columns+` FROM windows w JOIN raw r ON r.id >= w.id * 1024 AND r.id < w.id * 1024 + 1024 WHERE w.id BETWEEN ? AND ? AND w."end" > ? AND w."end" <= ?`, func(values []driver.Value) error {
+	return s.pass(columns, `FROM windows w JOIN raw r ON r.id >= w.id * 1024 AND r.id < w.id * 1024 + 1024 WHERE w.id BETWEEN ? AND ? AND w."end" > ? AND w."end" <= ?`, func(values []driver.Value) error {
 		if !numbers(values, v) {
 			return errDamaged
 		}

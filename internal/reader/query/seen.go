@@ -92,7 +92,7 @@ func (l *Local) Search(ctx context.Context, text string, limit int) (found []Fou
 			{Domain, "SELECT DISTINCT name FROM domains WHERE name LIKE ?1 ESCAPE '\\' OR name LIKE ?2 ESCAPE '\\' ORDER BY 1 LIMIT ?3"},
 			{Address, "SELECT ip FROM addresses WHERE ip LIKE ?1 ESCAPE '\\' ORDER BY 1 LIMIT ?3"},
 		} {
-			err := s.each(q.text, func(scan func(...any) error) error {
+			err := s.every(q.text, func(scan func(...any) error) error {
 				f := Found{By: q.by}
 				err := scan(&f.Value)
 				found = append(found, f)
@@ -128,7 +128,7 @@ func (l *Local) Lost(ctx context.Context, r Range) (lost Lost, err error) {
 			return nil
 		}
 		if r == (Range{}) {
-			return s.each("SELECT reason, sum(count) FROM totals GROUP BY reason", add)
+			return s.every("SELECT reason, sum(count) FROM totals GROUP BY reason", add)
 		}
 		var first, last int64
 		err := s.conn.QueryRowContext(s.ctx, "SELECT coalesce(min(first), 0), coalesce(max(last), -1) FROM hours WHERE hour BETWEEN ? AND ?",
@@ -136,7 +136,7 @@ func (l *Local) Lost(ctx context.Context, r Range) (lost Lost, err error) {
 		if err != nil {
 			return err
 		}
-		err = s.each(`SELECT reason, sum(count) FROM windows w JOIN losses l ON l.window = w.id WHERE w.id BETWEEN ? AND ? AND "end" > ? AND "end" <= ? GROUP BY reason`, add, first, last, r.Since, r.End())
+		err = s.every(`SELECT reason, sum(count) FROM windows w JOIN losses l ON l.window = w.id WHERE w.id BETWEEN ? AND ? AND "end" > ? AND "end" <= ? GROUP BY reason`, add, first, last, r.Since, r.End())
 		if err != nil {
 			return err
 		}
