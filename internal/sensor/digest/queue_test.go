@@ -23,7 +23,7 @@ func TestCache(t *testing.T) {
 	for i := range 3 {
 		ps = append(ps, file(t, filepath.Join(dir, fmt.Sprint(i)), fmt.Append(nil, i)))
 	}
-	age(t, ps[2])
+	age(t)
 	for _, p := range ps {
 		if r := want(t, d, p); r.Executable.SHA256 == "" {
 			t.Fatalf("no digest: %+v", r)
@@ -104,7 +104,7 @@ func TestAnotherProcessHelps(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "prog")
 	alive := sleeper(t, path)
-	age(t, alive)
+	age(t)
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +130,7 @@ func TestFailureIsOfTheProcess(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "prog")
 	alive := sleeper(t, path)
-	age(t, alive)
+	age(t)
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +196,7 @@ func TestManyAtOnce(t *testing.T) {
 	for i := range 300 {
 		ps = append(ps, file(t, filepath.Join(dir, fmt.Sprint(i)), fmt.Append(nil, i)))
 	}
-	age(t, ps[len(ps)-1])
+	age(t)
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
@@ -224,7 +224,7 @@ func TestManyAtOnce(t *testing.T) {
 func TestWantOfKnownAllocatesNothing(t *testing.T) {
 	d := start(t, Options{})
 	p := file(t, filepath.Join(t.TempDir(), "prog"), []byte("x"))
-	age(t, p)
+	age(t)
 	want(t, d, p)
 	if n := testing.AllocsPerRun(100, func() {
 		if _, known := d.Want(p); !known {
@@ -287,7 +287,7 @@ func TestWrittenWhileItWaits(t *testing.T) {
 				t.Parallel()
 				path := filepath.Join(t.TempDir(), "prog")
 				p := file(t, path, []byte("x"))
-				age(t, p)
+				age(t)
 				inode := Inode{p.File.Device, p.File.Inode}
 				given := None()
 				if held {

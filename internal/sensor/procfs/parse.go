@@ -24,12 +24,15 @@ type stat struct {
 	ppid  uint32
 	flags uint64
 	start uint64 // ticks since boot
+	// envEnd is where the environment ends in memory: 0 while an exec goes on, for what has no memory (any more), and for a process of another user when
+	// this is not root (proc_pid_stat(5)).
+	envEnd uint64
 }
 
 func (s stat) kernel() bool { return s.flags&kernelThread != 0 }
 func (s stat) zombie() bool { return s.state == 'Z' || s.state == 'X' }
 
-// parseStat parses "pid (comm) state ppid … flags … start …" (fields 1, 2, 3, 4, 9, 22). The comm may hold
+// parseStat parses "pid (comm) state ppid … flags … start …" (fields 1, 2, 3, 4, 9, 22, 51). The comm may hold
 // parentheses, spaces and newlines; nothing after it does, so it ends at the last parenthesis.
 func parseStat(b []byte) (stat, error) {
 	open, last := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
@@ -58,6 +61,11 @@ func parseStat(b []byte) (stat, error) {
 	s.start, err = strconv.ParseUint(string(field[19]), 10, 64)
 	if err != nil || s.start > 1<<63/Tick {
 		return stat{}, fmt.Errorf("start time: %w", ErrFormat)
+	}
+	if len(field) > 48 {
+		if s.envEnd, err = strconv.ParseUint(string(field[48]), 10, 64); err != nil {
+			return stat{}, fmt.Errorf("end of the environment: %w", ErrFormat)
+		}
 	}
 	return s, nil
 }

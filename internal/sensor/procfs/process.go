@@ -141,6 +141,7 @@ func (f FS) once(pid uint32) (event.Process, error) {
 	if err != nil {
 		return event.Process{}, err
 	}
+	p.Name = event.Text(after.comm) // an exec that was going on before gave it another one
 	// A zombie loses its file; what it was is still right.
 	same := file == p.File || file.IsZero() && after.zombie()
 	if after.start != before.start || !same && !p.Kernel {
@@ -205,6 +206,15 @@ func (f FS) cmdline(pid uint32) ([]string, bool, error) {
 	b, cut, err := f.read(pid, "cmdline", MaxCmdline)
 	if err != nil {
 		return nil, false, err
+	}
+	if len(b) == 0 {
+		// An exec gives the process its new memory and file before it puts the arguments there (begin_new_exec and create_elf_tables in the kernel): nothing is
+		// read then, which is not "no arguments". Nobody waits for the end of it, because a user's file system can make that last.
+		s, err := f.stat(pid)
+		if err != nil {
+			return nil, false, err
+		}
+		cut = !s.kernel() && !s.zombie() && s.envEnd == 0
 	}
 	return parseCmdline(b, cut), cut, nil
 }

@@ -66,8 +66,8 @@ func (f FS) Processes() iter.Seq2[event.Process, error] { return f.processes() }
 // ID is only the identity of pid: enough to tell whether the process still runs. ErrGone: it does not.
 func (f FS) ID(pid uint32) (event.ProcessID, error) { return f.id(pid) }
 
-// Cmdline is the arguments of pid, each safe text. cut: there are more than MaxCmdline bytes. Kernel threads and
-// zombies have none. The program itself can rewrite them.
+// Cmdline is the arguments of pid, each safe text. cut: there are more than MaxCmdline bytes. cut without any: it was
+// about to get them, by an exec that was not done, or to end. Kernel threads and zombies have none. The program itself can rewrite them.
 func (f FS) Cmdline(pid uint32) (argv []string, cut bool, err error) { return f.cmdline(pid) }
 
 // Preload is LD_PRELOAD and LD_AUDIT of pid's environment, as event.Process.Preload tells them. cut: the environment could not be read to its

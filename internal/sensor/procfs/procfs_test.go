@@ -65,6 +65,7 @@ func TestProcesses(t *testing.T) {
 		fixture(106, func(p *event.Process) {
 			p.Name, p.Path, p.Parent, p.Argv = "ctr", "/bin/x", event.ProcessID{}, []string{"x"}
 		}),
+		fixture(110, func(p *event.Process) { p.Name, p.Path, p.ArgvCut = "execs", "/nonexistent/execs", true }), // has no arguments yet
 	}
 	var got []event.Process
 	var failed []uint32
@@ -198,6 +199,14 @@ func TestOwnMachine(t *testing.T) {
 		}
 		pid := uint32(cmd.Process.Pid)
 		got, err := f.Process(pid)
+		for range 1000 {
+			// Start returns while the exec still goes on.
+			if err != nil || got.Argv != nil || !got.ArgvCut {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+			got, err = f.Process(pid)
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
