@@ -122,7 +122,8 @@ RestartSteps=4
 RestartMaxDelaySec=60
 # Config wrong, already running, kernel not supported, not root: trying again does not help. It may where the folder cannot be written (6).
 RestartPreventExitStatus=2 3 4 5
-TimeoutStartSec=60
+# The kernel's verifier takes a second or two, and where it refuses one hook set after the other on a slow machine that boots, minutes.
+TimeoutStartSec=300
 TimeoutStopSec=30
 # Only the sensor is asked to stop: the recorder ends with the stream, behind its last window.
 KillMode=mixed

@@ -35,13 +35,14 @@ func probe() (offer, error) {
 func hasAtomics() bool {
 	exchange := asm.Xchg.Mem(asm.RFP, asm.R0, asm.DWord, -8)
 	exchange.Constant = int64(asm.Xchg >> 8) // cilium/ebpf 0.22 writes the operation only where it read it from an object
-	return loads(&ebpf.ProgramSpec{Type: ebpf.SocketFilter, License: "GPL", Instructions: asm.Instructions{
+	err := loads(&ebpf.ProgramSpec{Type: ebpf.SocketFilter, License: "GPL", Instructions: asm.Instructions{
 		asm.Mov.Imm(asm.R0, 0),
 		asm.StoreMem(asm.RFP, -8, asm.R0, asm.DWord),
 		exchange,
 		asm.Mov.Imm(asm.R0, 0),
 		asm.Return(),
 	}})
+	return err == nil
 }
 
 func hasStorage() bool {
@@ -52,7 +53,7 @@ func hasStorage() bool {
 		return false
 	}
 	defer m.Close()
-	return loads(&ebpf.ProgramSpec{
+	err = loads(&ebpf.ProgramSpec{
 		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: "inet_sock_set_state", License: "GPL",
 		Instructions: asm.Instructions{
 			asm.LoadMem(asm.R2, asm.R1, 0, asm.DWord),
@@ -64,15 +65,16 @@ func hasStorage() bool {
 			asm.Return(),
 		},
 	})
+	return err == nil
 }
 
-func loads(spec *ebpf.ProgramSpec) bool {
+// loads loads a program and forgets it.
+func loads(spec *ebpf.ProgramSpec) error {
 	p, err := ebpf.NewProgram(spec)
 	if err != nil {
-		return false
+		return err
 	}
-	p.Close()
-	return true
+	return p.Close()
 }
 
 // hasSendpage reports whether this kernel sends files and pipes by a way of its own, past sock_sendmsg() (before 6.5).
@@ -89,7 +91,7 @@ func (o *offer) order() (sets []string, why string) {
 	switch {
 	case o.sendpage:
 		return []string{SetFexit, SetKprobe, SetTracepoint}, "sendfile and splice go past the tracepoints of this kernel"
-	case o.fastLocks() && preemptible("/proc/kallsyms"):
+	case o.fastLocks() && (o.tracepointLock() || preemptible("/proc/kallsyms")):
 		return []string{SetKprobe, SetTracepoint, SetFexit}, "this kernel may skip hooks at tracepoints when it is busy, and kprobes not"
 	}
 	return []string{SetTracepoint, SetFexit, SetKprobe}, "first choice"
@@ -99,6 +101,13 @@ func (o *offer) order() (sets []string, why string) {
 func (o *offer) fastLocks() bool {
 	var t *btf.Struct
 	return o.types.TypeByName("srcu_ctr", &t) == nil
+}
+
+// tracepointLock reports whether the kernel's types have the lock's part for each CPU. A service with ProtectKernelTunables= sees them, and not the
+// symbols, whose file systemd hides.
+func (o *offer) tracepointLock() bool {
+	var v *btf.Var
+	return o.types.TypeByName("tracepoint_srcu_srcu_data", &v) == nil
 }
 
 // preemptible reports whether this kernel's tracepoints can be preempted (7.0 and later): a program that is, is skipped for the other tasks

@@ -39,6 +39,9 @@ func TestOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	order, why := k.order()
+	if lock, symbol := k.tracepointLock(), preemptible("/proc/kallsyms"); k.fastLocks() && lock != symbol {
+		t.Errorf("the lock of tracepoints: %t in the types, %t among the symbols; a service sees the types only", lock, symbol)
+	}
 	t.Logf("%q: %s (fast locks: %t)", order, why, k.fastLocks())
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {

@@ -85,6 +85,7 @@ func move(n string) error {
 type service struct {
 	picosnitch string
 	folder     string
+	free       string // the hook set that a start from a shell takes
 	checks     []Check
 }
 
@@ -128,6 +129,16 @@ func journal() string {
 	return out
 }
 
+// hookSet asks what a start from a shell takes, "" if nothing works.
+func (s *service) hookSet() string {
+	var r struct {
+		HookSet string `json:"hook_set"`
+	}
+	out, _ := exec.Command(s.picosnitch, "doctor", "--json").Output() // an answer that is missing is told by the check
+	_ = json.Unmarshal(out, &r)
+	return r.HookSet
+}
+
 func run(picosnitch, out string) error {
 	s := service{picosnitch: picosnitch, folder: filepath.Join(os.Getenv("HOME"), ".config/picosnitch")}
 	for _, step := range []func(){s.starts, s.sees, s.reloads, s.returns, s.refuses, s.givesUp, s.stops} {
@@ -152,6 +163,7 @@ func run(picosnitch, out string) error {
 
 // starts: installed and started as the README says, all hooks are on under the unit's capabilities and sandbox, fanotify too.
 func (s *service) starts() {
+	s.free = s.hookSet()
 	said, err := call(s.picosnitch, "systemd")
 	s.check("`picosnitch systemd` writes the unit", err == nil, said)
 	said, err = call("systemctl", "enable", "--now", "picosnitch")
@@ -192,6 +204,7 @@ func (s *service) starts() {
 		fanotify = fanotify || h.Name == "fanotify" && h.Attached
 	}
 	s.check("every hook is on, and fanotify", err == nil && len(off) == 0 && fanotify && status.SelfTest == "ok", fmt.Sprintf("hook set %s, self test %s, %d hooks, not on: %q %v", status.HookSet, status.SelfTest, len(status.Hooks), off, errText(err)))
+	s.check("the sandbox does not change the choice of the hook set", status.HookSet != "" && status.HookSet == s.free, fmt.Sprintf("%q as a service, %q without", status.HookSet, s.free))
 	pid := show("MainPID")["MainPID"]
 	proc, err := os.ReadFile("/proc/" + pid + "/status")
 	facts := map[string]string{}
