@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
@@ -207,6 +208,7 @@ func (h *Hooks) load(hooks []hook, ring int) error {
 		spec.Maps["calls"].MaxEntries = 1
 	}
 
+	h.tryKinds(spec)
 	if h.collection, err = h.newCollection(spec); err != nil {
 		return err
 	}
@@ -268,6 +270,47 @@ func (h *Hooks) attachDrains() {
 	h.drains = it
 }
 
+// tryKinds leaves out the optional programs of kinds that the kernel refuses as such, as it does with those of cgroups without CAP_NET_ADMIN. Otherwise
+// newCollection would have everything else verified again for each of them: minutes, on a slow machine.
+func (h *Hooks) tryKinds(spec *ebpf.CollectionSpec) {
+	type kind struct {
+		program ebpf.ProgramType
+		attach  ebpf.AttachType
+		to      string
+	}
+	names := iterators()
+	for _, a := range h.attached {
+		if a.cgroup != noCgroup && !a.required {
+			names = append(names, a.program)
+		}
+	}
+	tried := map[kind]error{}
+	for _, name := range names {
+		p := spec.Programs[name]
+		if p == nil {
+			continue
+		}
+		k := kind{p.Type, p.AttachType, p.AttachTo}
+		err, known := tried[k]
+		if !known {
+			err = loads(&ebpf.ProgramSpec{
+				Type: k.program, AttachType: k.attach, AttachTo: k.to, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+			})
+			tried[k] = err
+		}
+		if err != nil {
+			h.refused[name] = err
+			delete(spec.Programs, name)
+		}
+	}
+}
+
+// iterators are the programs that drain faster where the kernel takes them.
+func iterators() []string {
+	r := readers()
+	return []string{drainProgram, r[0][0], r[0][1], r[1][0], r[1][1]}
+}
+
 // newCollection loads all programs; when the kernel refuses an optional one, the rest without it.
 func (h *Hooks) newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	options := ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: h.options.logLevel}}
@@ -284,8 +327,7 @@ func (h *Hooks) newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, erro
 			return c, nil
 		}
 		refused := ""
-		flows, totals := readers()[0], readers()[1]
-		for _, program := range []string{drainProgram, flows[0], flows[1], totals[0], totals[1]} {
+		for _, program := range iterators() {
 			if strings.HasPrefix(err.Error(), "program "+program+": ") {
 				refused = program
 			}
