@@ -68,8 +68,8 @@ func main() {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if (o.only != "" || len(o.pkgs) > 0) && *docs != "" {
-		fmt.Fprintln(os.Stderr, "kernels: a piece of a part does not belong into the page: leave -docs out, or -only and -packages")
+	if o.only != "" && *docs != "" {
+		fmt.Fprintln(os.Stderr, "kernels: a choice of scenarios does not belong into the page: leave -docs out, or -only")
 		os.Exit(2)
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)

@@ -67,6 +67,10 @@ func (r *Result) keep(old *Result) {
 			r.keepFaults(old, part)
 			continue
 		}
+		if ran && now.Fast && name == "tests" {
+			r.keepTests(old, part)
+			continue
+		}
 		if ran && (!now.Fast || part.Fast) {
 			continue
 		}
@@ -111,6 +115,38 @@ func (r *Result) keepFaults(old *Result, part Part) {
 			r.problem("faults", "fault %q: %s; it said: %s", f.Name, f.Why, f.Said)
 		}
 	}
+}
+
+// keepTests takes over those packages of an earlier run whose tests did not run this time, or not all of them while they did then.
+func (r *Result) keepTests(old *Result, part Part) {
+	all := slices.Clone(r.Tests)
+	for _, o := range old.Tests {
+		i := slices.IndexFunc(all, func(x Test) bool { return x.Package == o.Package })
+		switch {
+		case i < 0:
+			all = append(all, o)
+		case all[i].Some && !o.Some:
+			all[i] = o
+		}
+	}
+	r.Tests = all
+	r.Parts["tests"] = Part{Date: r.Parts["tests"].Date, Fast: !complete(all), Took: part.Took + r.Parts["tests"].Took}
+	r.Problems = slices.DeleteFunc(r.Problems, func(p Problem) bool { return p.Part == "tests" })
+	for _, t := range all {
+		for _, f := range t.Failed {
+			r.problem("tests", "test %s: %s", t.Package, f)
+		}
+	}
+}
+
+// complete reports whether all tests ran of all packages whose tests depend on the kernel.
+func complete(all []Test) bool {
+	for _, pkg := range testPackages(false) {
+		if i := slices.IndexFunc(all, func(x Test) bool { return x.Package == pkg }); i < 0 || all[i].Some {
+			return false
+		}
+	}
+	return true
 }
 
 // write writes docs/kernel-support.md.

@@ -90,6 +90,24 @@ func TestPartsOfThePage(t *testing.T) {
 	if text := write(bad); !strings.Contains(text, "2 of 2 as they should") || strings.Contains(text, "it runs") {
 		t.Errorf("a mended fault:\n%s", text)
 	}
+	// So does a choice of packages; the tests are "some" until all of them ran.
+	one := kernel("6.12.1", map[string]Part{"tests": {Date: "2026-05-05", Fast: true}})
+	one.Tests = []Test{{Package: "internal/sensor/procfs", Passed: 7, Failed: []string{"y is wrong"}}}
+	if text := write(one); !strings.Contains(text, "58 passed, **1 failed**, *some* (2026-05-05)") || !strings.Contains(text, "y is wrong") {
+		t.Errorf("a choice of packages:\n%s", text)
+	}
+	one.Tests = nil
+	for _, pkg := range testPackages(false) {
+		one.Tests = append(one.Tests, Test{Package: pkg, Passed: 1})
+	}
+	if text := write(one); strings.Contains(text, "*some* (2026-05-05)") || strings.Contains(text, "y is wrong") {
+		t.Errorf("all packages:\n%s", text)
+	}
+	few := kernel("6.12.1", map[string]Part{"tests": {Date: "2026-06-06", Fast: true}})
+	few.Tests = []Test{{Package: "internal/sensor/kernel", Passed: 100, Some: true}}
+	if text := write(few); strings.Contains(text, "*some* (2026-06-06)") || !strings.Contains(text, "57 passed (2026-06-06)") {
+		t.Errorf("a few of the tests of a package replace all of them:\n%s", text)
+	}
 	// Another kernel of the same name starts from nothing.
 	if text := write(kernel("6.12.2", map[string]Part{})); strings.Contains(text, "6.12.1") || strings.Contains(text, "51 passed") {
 		t.Errorf("a newer kernel has results of an older one:\n%s", text)
