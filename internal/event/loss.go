@@ -15,25 +15,26 @@ type Loss struct {
 
 // Keys of Ledger.Lost.
 const (
-	LostTwice      = "twice"       // bytes that came out as flows and were not seen: counted twice
-	LostSkipped    = "skipped"     // runs of a hook that the kernel skipped
-	LostExec       = "exec"        // exec events that found the ring buffer full
-	LostFork       = "fork"        // fork events, likewise
-	LostExit       = "exit"        // exit events, likewise
-	LostFlowDetail = "flow_detail" // flows whose address was folded into the process's total: a map was full
-	LostFlow       = "flow"        // updates that found every map full: their bytes are unattributed
-	LostPeer       = "peer"        // updates of unconnected sockets whose remote address was not known
-	LostState      = "state"       // sockets for whose state the kernel table had no room
-	LostBaseline   = "baseline"    // TCP sockets met late, whose starting point was computed
-	LostProcess    = "process"     // flows whose program was not known any more
-	LostDigest     = "digest"      // executables that could not be hashed
-	LostHashing    = "hashing"     // seconds for which executables waited and none was read
-	LostOpened     = "opened"      // executed files of which no descriptor could be had
-	LostScript     = "script"      // scripts whose file was not found
-	LostArgv       = "argv"        // programs whose arguments could not be read
-	LostTable      = "table"       // running programs that the full process table forgot
-	LostQueue      = "queue"       // lines that a bounded queue dropped while no recorder was there
-	LostRecorder   = "recorder"    // times that the recorder ended unexpectedly
+	LostTwice        = "twice"         // bytes that came out as flows and were not seen: counted twice
+	LostSkipped      = "skipped"       // runs of a hook that the kernel skipped
+	LostSkippedOther = "skipped_other" // runs of a hook for vsock and Bluetooth that the kernel skipped while nobody was seen to use these
+	LostExec         = "exec"          // exec events that found the ring buffer full
+	LostFork         = "fork"          // fork events, likewise
+	LostExit         = "exit"          // exit events, likewise
+	LostFlowDetail   = "flow_detail"   // flows whose address was folded into the process's total: a map was full
+	LostFlow         = "flow"          // updates that found every map full: their bytes are unattributed
+	LostPeer         = "peer"          // updates of unconnected sockets whose remote address was not known
+	LostState        = "state"         // sockets for whose state the kernel table had no room
+	LostBaseline     = "baseline"      // TCP sockets met late, whose starting point was computed
+	LostProcess      = "process"       // flows whose program was not known any more
+	LostDigest       = "digest"        // executables that could not be hashed
+	LostHashing      = "hashing"       // seconds for which executables waited and none was read
+	LostOpened       = "opened"        // executed files of which no descriptor could be had
+	LostScript       = "script"        // scripts whose file was not found
+	LostArgv         = "argv"          // programs whose arguments could not be read
+	LostTable        = "table"         // running programs that the full process table forgot
+	LostQueue        = "queue"         // lines that a bounded queue dropped while no recorder was there
+	LostRecorder     = "recorder"      // times that the recorder ended unexpectedly
 )
 
 // Losses is the table of all reasons, in the order in which they are shown.
@@ -42,6 +43,7 @@ func Losses() []Loss {
 	return []Loss{
 		{Key: LostFlow, Text: "counts that found every kernel map full (their bytes are shown as unattributed)", Hint: ring + "; report it with `picosnitch record`"},
 		{Key: LostSkipped, Text: "runs of a hook that the kernel skipped (what they would have counted is in no figure)", Hint: "please report this with the output of `uname -r`"},
+		{Key: LostSkippedOther, Text: "runs of the hooks for vsock and Bluetooth that the kernel skipped before any use of these was seen (most likely they were for IP, which other hooks count)", Hint: "nothing to do", Detail: true, Quiet: true},
 		{Key: LostTwice, Text: "bytes that came out as flows and are not in the kernel's totals (a figure is too large)", Hint: "please report this with `picosnitch record`"},
 		{Key: LostProcess, Text: "flows of a program that could not be identified any more", Hint: "an exec event was lost: " + ring},
 		{Key: LostExec, Text: "program starts that the kernel did not report because the ring buffer was full", Hint: ring},

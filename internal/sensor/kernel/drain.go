@@ -151,58 +151,55 @@ const releasedMax = 4096
 // Released hands the flows of sockets that were released to emit, after all process reports that came before them to
 // the handler. It returns whether more may be waiting. The flow is valid during the call only.
 func (h *Hooks) Released(to Handler, emit func(*event.Flow)) (more bool, err error) {
-	h.buffers.reports = h.buffers.reports[:0]
 	h.released.SetDeadline(time.Unix(1, 0))
 	more = true
 	for len(h.buffers.reports) < releasedMax {
-		err := h.released.ReadInto(&h.buffers.record)
+		err = h.released.ReadInto(&h.buffers.record)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			more = false
+			more, err = false, nil
 			break
 		}
 		if err != nil {
-			return false, fmt.Errorf("read ring buffer: %w", err)
+			more, err = false, fmt.Errorf("read ring buffer: %w", err)
+			break
 		}
-		r, err := decodeReport(h.buffers.record.RawSample)
-		if err != nil {
-			return false, err
+		var r bpfFlowReport
+		if r, err = decodeReport(h.buffers.record.RawSample); err != nil {
+			break
 		}
 		h.buffers.reports = append(h.buffers.reports, r)
 	}
-	return more, h.emit(to, emit)
+	return more && err == nil, errors.Join(err, h.emit(to, emit))
 }
 
-// emit resolves nothing itself: it makes sure that the processes of the collected reports are known first.
+// emit resolves nothing itself: it makes sure that the processes of the collected reports are known first. The kernel has forgotten what is in
+// the reports, so they are handed on whatever goes wrong.
 func (h *Hooks) emit(to Handler, emit func(*event.Flow)) error {
 	if len(h.buffers.reports) == 0 {
 		return nil
 	}
-	if _, err := h.Processes(to); err != nil {
-		return err
-	}
+	_, err := h.Processes(to)
 	for i := range h.buffers.reports {
 		r := &h.buffers.reports[i]
 		decodeFlow(&r.Key, &r.Counts, &h.buffers.flow)
 		emit(&h.buffers.flow)
 	}
 	h.buffers.reports = h.buffers.reports[:0]
-	return nil
+	return err
 }
 
 // Drain hands everything that was counted since the last drain to emit: released sockets, live sockets, tables.
 func (h *Hooks) Drain(to Handler, emit func(*event.Flow)) error {
-	// What the ring holds now, and not what is added meanwhile.
+	// What the ring holds now, and not what is added meanwhile. What goes wrong with one source keeps nobody from the others.
+	var errs []error
 	for range h.ring/int(unsafe.Sizeof(bpfFlowReport{}))/releasedMax + 1 {
-		if more, err := h.Released(to, emit); err != nil {
-			return err
-		} else if !more {
+		more, err := h.Released(to, emit)
+		errs = append(errs, err)
+		if !more {
 			break
 		}
 	}
-	if err := h.drainSockets(to, emit); err != nil {
-		return err
-	}
-	return h.drainTables(to, emit)
+	return errors.Join(append(errs, h.drainSockets(to, emit), h.drainTables(to, emit))...)
 }
 
 // drainSockets takes what live sockets have counted.
@@ -299,7 +296,14 @@ func (h *Hooks) drainTables(to Handler, emit func(*event.Flow)) error {
 	if err != nil || used == h.tableUsed {
 		return err
 	}
+	if err := h.drainBoth(to, emit); err != nil {
+		return err // and again at the next drain: what is left in a table comes out then
+	}
 	h.tableUsed = used
+	return nil
+}
+
+func (h *Hooks) drainBoth(to Handler, emit func(*event.Flow)) error {
 	for i := range h.tables {
 		t := &h.tables[i]
 		if err := t.outer.Put(uint32(0), t.spare.Map); err != nil {
@@ -308,9 +312,7 @@ func (h *Hooks) drainTables(to Handler, emit func(*event.Flow)) error {
 		t.used, t.spare = t.spare, t.used
 	}
 	// The processes of everything in the old tables are known now or never.
-	if _, err := h.Processes(to); err != nil {
-		return err
-	}
+	_, failed := h.Processes(to)
 	if h.buffers.keys == nil {
 		h.buffers.keys = make([]bpfFlowKey, batch)
 		h.buffers.totals = make([]bpfTotalKey, batch)
@@ -325,25 +327,21 @@ func (h *Hooks) drainTables(to Handler, emit func(*event.Flow)) error {
 		decodeFlow(k, c, &h.buffers.flow)
 		emit(&h.buffers.flow)
 	}
-	if h.reads {
-		if err := h.readTable(h.tables[0].spare.reader, flow); err != nil {
-			return err
-		}
-		return h.readTable(h.tables[1].spare.reader, func(k *bpfFlowKey, c *bpfCounts) {
-			decodeFlow(k, c, &h.buffers.flow)
-			emit(&h.buffers.flow)
-		})
-	}
-	if err := empty(h.tables[0].spare.Map, h.buffers.keys, h.buffers.counts, flow); err != nil {
-		return err
-	}
-	return empty(h.tables[1].spare.Map, h.buffers.totals, h.buffers.counts, func(k *bpfTotalKey, c *bpfCounts) {
-		var key bpfFlowKey
-		key.Process = k.Process
-		key.Uid, key.Family, key.Protocol = k.Uid, k.Family, k.Protocol
-		decodeFlow(&key, c, &h.buffers.flow)
+	total := func(k *bpfFlowKey, c *bpfCounts) {
+		decodeFlow(k, c, &h.buffers.flow)
 		emit(&h.buffers.flow)
-	})
+	}
+	if h.reads {
+		return errors.Join(failed, h.readTable(h.tables[0].spare.reader, flow), h.readTable(h.tables[1].spare.reader, total))
+	}
+	return errors.Join(failed,
+		empty(h.tables[0].spare.Map, h.buffers.keys, h.buffers.counts, flow),
+		empty(h.tables[1].spare.Map, h.buffers.totals, h.buffers.counts, func(k *bpfTotalKey, c *bpfCounts) {
+			var key bpfFlowKey
+			key.Process = k.Process
+			key.Uid, key.Family, key.Protocol = k.Uid, k.Family, k.Protocol
+			total(&key, c)
+		}))
 }
 
 // readTable takes every entry out of a table by its iterator. The kernel may pass over some when its buffer, of eight pages, was full.
