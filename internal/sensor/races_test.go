@@ -157,6 +157,7 @@ func (w *witnesses) check(r *running) {
 		without      map[string]int
 	}
 	counts := map[string]*count{}
+	numbers := map[uint32]map[string]bool{} // programs that one number had, in the race of few numbers
 	missing := uint64(0)
 	for token, said := range w.said {
 		told := byToken[token]
@@ -176,6 +177,12 @@ func (w *witnesses) check(r *running) {
 		}
 		c.execs += len(said)
 		for _, p := range told {
+			if race == "wrap" {
+				if numbers[p.ID.PID] == nil {
+					numbers[p.ID.PID] = map[string]bool{}
+				}
+				numbers[p.ID.PID][p.Path] = true
+			}
 			e := x.digests[p.File]
 			switch {
 			case e.SHA256 == "":
@@ -195,6 +202,16 @@ func (w *witnesses) check(r *running) {
 		if c.right < c.execs/4 { // one race after the other leaves a file no time to prove itself
 			w.t.Errorf("%s: %d of %d execs have a digest: this proves nothing", race, c.right, c.execs)
 		}
+	}
+	both := 0
+	for _, programs := range numbers {
+		if len(programs) > 1 {
+			both++
+		}
+	}
+	w.t.Logf("wrap: %d of %d process numbers were those of two programs", both, len(numbers))
+	if both == 0 {
+		w.t.Error("no process number was given again")
 	}
 	// Under the race detector the sensor is too slow for a fork bomb: what the full ring buffer cost must be told.
 	if lost := x.lost[event.LostExec]; missing > lost {
@@ -228,6 +245,7 @@ func TestRaces(t *testing.T) {
 		{"storm", raceStorm},
 		{"bomb", raceBomb},
 		{"reuse", raceReuse},
+		{"wrap", raceWrap},
 		{"rename", raceRename},
 		{"in place", raceInPlace},
 		{"self", raceSelf},
@@ -282,6 +300,34 @@ func raceReuse(_ *testing.T, w *witnesses, more func() bool) {
 		a, b := w.file(fmt.Sprintf("a%d", n)), w.file(fmt.Sprintf("b%d", n))
 		w.exec(starter, nil, "reuse", a, b)
 	}
+}
+
+// raceWrap executes two programs in turn while the machine has so few numbers for processes that they are given again after a moment. It is
+// the machine's own limit, for as long as the race takes: what a pid namespace has (since Linux 6.14) is not what the hooks see.
+func raceWrap(t *testing.T, w *witnesses, more func() bool) {
+	const file = "/proc/sys/kernel/pid_max"
+	before, err := os.ReadFile(file)
+	must(t, err)
+	load, err := os.ReadFile("/proc/loadavg")
+	must(t, err)
+	var tasks, most int
+	if _, err := fmt.Sscanf(strings.Fields(string(load))[3], "%d/%d", new(int), &tasks); err != nil {
+		t.Fatalf("%s: %v", load, err)
+	}
+	// Numbers below 300 are given once only (RESERVED_PIDS of kernel/pid.c). Nobody else must lack any.
+	few := 300 + 2*tasks + 512
+	if _, err := fmt.Sscan(string(before), &most); err != nil || few >= most {
+		t.Fatalf("%d tasks run: too many for a race with few numbers (%s: %s)", tasks, file, before)
+	}
+	must(t, os.WriteFile(file, []byte(fmt.Sprint(few)), 0))
+	defer func() { must(t, os.WriteFile(file, before, 0)) }()
+	a, b := w.file("a"), w.file("b")
+	parallel(4, func(int) {
+		for more() {
+			w.exec(a, nil)
+			w.exec(b, nil)
+		}
+	})
 }
 
 // raceRename executes a path that is replaced all the time.
