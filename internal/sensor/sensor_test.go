@@ -225,7 +225,7 @@ func TestDoctor(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !r.OK() || len(r.SelfTest) != 4 || r.HookSet != kernel.SetTracepoint {
+		if !r.OK() || len(r.SelfTest) != 4 || r.HookSet == "" || strings.HasPrefix(r.Why, "not ") { // which set is best here kernel.TestOrder says
 			j, _ := json.MarshalIndent(r, "", " ")
 			t.Errorf("bandwidth %v: %s", bandwidth, j)
 		}

@@ -287,7 +287,7 @@ func TestFileSystems(t *testing.T) {
 				c.SysProcAttr = &syscall.SysProcAttr{Credential: nobody}
 				return c
 			}
-			for range 500 { // it is mounted in a moment
+			for range 3000 { // it is mounted in a moment, emulated in some
 				if b, _ := os.ReadFile("/proc/self/mounts"); bytes.Contains(b, []byte(" "+at+" fuse")) {
 					break
 				}

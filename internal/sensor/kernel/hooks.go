@@ -38,6 +38,7 @@ func (h *hook) wanted(bandwidth, storage bool) bool {
 type attachment struct {
 	hook
 	links []link.Link // nil when it is not attached
+	unfit error       // why it must not be, although its program may be loaded for another hook
 	err   error
 }
 
@@ -171,7 +172,9 @@ func (h *Hooks) attach(a *attachment) {
 	if a.links != nil {
 		return
 	}
-	a.err = nil
+	if a.err = a.unfit; a.err != nil {
+		return
+	}
 	// The end of a call first: a beginning that is seen must have an end.
 	for _, name := range []string{a.end, a.program} {
 		if name == "" {

@@ -242,8 +242,8 @@ func (h *Hooks) choose(hooks []hook, k *offer, keep map[string]bool, variables m
 		case err != nil && hook.required:
 			return fmt.Errorf("%s (without it is not seen: %s): %w", hook.name, hook.cost, err)
 		case err != nil:
-			h.refused[hook.program] = err
-			hook.end = ""
+			h.attached = append(h.attached, attachment{hook: hook, unfit: fmt.Errorf("the kernel refuses the program: %w", err)})
+			continue
 		default:
 			keep[hook.program] = true
 			keep[hook.end] = true
