@@ -136,7 +136,7 @@ if [ ! -e "$home/$arch/busybox" ]; then
 	rm -rf "$home/unpack"
 fi
 echo "busybox $home/$arch/busybox"
-userland bash coreutils gcc util-linux mount btrfs-progs squashfs-tools erofs-utils squashfuse fuse3 perl-base python3-minimal procps systemd
+userland bash coreutils gcc util-linux mount e2fsprogs btrfs-progs squashfs-tools erofs-utils squashfuse fuse3 perl-base python3-minimal procps systemd
 
 case $arch in amd64) binary=qemu-system-x86_64 ;; arm64) binary=qemu-system-aarch64 ;; esac
 if [ "$("$binary" --version | sed -n 's/.*version \([0-9]*\).*/\1/p')" -lt 10 ]; then

@@ -329,8 +329,14 @@ func (r Report) faults(w io.Writer) {
 	fmt.Fprint(w, `
 ## When something is missing
 
-Each of these was done to a running kernel, and then picosnitch was started, with traffic beside it. Exit code 4 is
-the kernel's, 6 the recorder's; the service does not try again after 4, and gives up after five starts in five minutes.
+Each of these was done to a running kernel, and then picosnitch was started, with the traffic of three scenarios beside it (TCP, and UDP over IPv4 and
+IPv6 without a connection). As it should means one of three things:
+
+- Nothing is lost by it: picosnitch starts, and all three are recorded to the byte, with the right program and peer. It has nothing to say then.
+- A hook is gone that no other set replaces (refused, removed from the table, no right to attach it): it starts, says what is not seen, and the scenarios that
+  need the hook do differ, because otherwise the suite could not see that it is gone. So fewer than three are equal there, and that is right.
+- It cannot work at all: it ends with one message that says why, and an exit code of its own. 4 is the kernel's, 6 the recorder's, which must be found out before
+  any hook is loaded. The service does not try again after 4, and gives up after five starts in five minutes.
 
 | what | kernel | picosnitch | records | it says |
 |---|---|---|---|---|
@@ -362,7 +368,11 @@ the kernel's, 6 the recorder's; the service does not try again after 4, and give
 				if equal != "" {
 					equal += " equal"
 				}
-				fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", name, k.Release, what, equal, escape(f.Said))
+				said := escape(f.Said)
+				if said == "" && f.OK {
+					said = "*(nothing is lost)*"
+				}
+				fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", name, k.Release, what, equal, said)
 			}
 		}
 	}
