@@ -18,6 +18,7 @@ import (
 
 	"github.com/picosnitch/picosnitch/internal/config"
 	"github.com/picosnitch/picosnitch/internal/daemon"
+	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/reader/country"
 	"github.com/picosnitch/picosnitch/internal/reader/query"
 	"github.com/picosnitch/picosnitch/internal/reader/remote"
@@ -35,6 +36,7 @@ type asked struct {
 	countryDB    string
 
 	countries *country.Database // nil: not asked about
+	path      string            // of the database that was opened; "": an SQL server
 }
 
 func (a *asked) flags(c *cobra.Command) {
@@ -112,11 +114,34 @@ func (a *asked) openLocal(ctx context.Context, env Env, o query.Options) (*query
 		}
 		path = filepath.Join(place.Dir, "snitch.db")
 	}
+	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no file: name the database itself", event.Text([]byte(path)))
+	} else if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("there is no %s: has picosnitch run, and as which user? --file or PICOSNITCH_DIR names another place", event.Text([]byte(path)))
+	}
+	a.path = path
 	l, err := query.OpenLocal(ctx, path, o)
 	if errors.Is(err, os.ErrPermission) {
 		return nil, fmt.Errorf("%w: it is readable by root and by the group of the user whose folder it is in", err)
 	}
-	return l, err
+	return l, a.explain(err)
+}
+
+// explain says of an answer's error what to do.
+func (a *asked) explain(err error) error {
+	switch {
+	case errors.Is(err, query.ErrQuestion):
+		return fmt.Errorf("%w: %w", errUsage, err)
+	case query.Damaged(err):
+		return a.damaged(fmt.Sprint(": ", err))
+	}
+	return err
+}
+
+// damaged says what to do with a database that is.
+func (a *asked) damaged(why string) error {
+	path := event.Text([]byte(a.path))
+	return fmt.Errorf("%s is damaged%s: stop picosnitch and move it away, a new one is made; `sqlite3 %s .recover` may save what is in it", path, why, shellWord(a.path))
 }
 
 // openServer connects to what --from says.
@@ -178,8 +203,9 @@ func reportCommand(env Env) *cobra.Command {
 		Long: `Show who moved how much, by one of:
 exe, sha256, name, cmdline, script, parent, place (or unit, container), user (or
 uid), family, protocol, direction, port, domain, ip (or address), country, host.
-With --period, for each day, week or month of the local calendar. It needs no
-root and no running picosnitch.`,
+Domains begin with the greatest part: com.example.www. With --period, for each
+day, week or month of the local calendar. It needs no root and no running
+picosnitch.`,
 		Example: `  picosnitch report --since today
   picosnitch report --by domain --where exe=/usr/bin/curl --since 7d
   picosnitch report --by user --period month --format csv
@@ -223,22 +249,27 @@ root and no running picosnitch.`,
 				x.Label = userLabel()
 			}
 			if x.Lost, err = l.Lost(ctx, r); err != nil {
-				return err
+				return a.explain(err)
 			}
 			w := bufio.NewWriter(env.Stdout)
 			if period == "" {
 				answer, err := l.Totals(ctx, q)
 				if err != nil {
-					return questionError(err)
+					return a.explain(err)
 				}
-				err = report.Totals(w, f, x, answer)
-				return errors.Join(err, w.Flush(), a.unsure())
+				if err = report.Totals(w, f, x, answer); err == nil {
+					err = w.Flush()
+				}
+				return errors.Join(err, a.unsure())
 			}
 			line, err := l.Timeline(ctx, q, step, zone)
 			if err != nil {
-				return questionError(err)
+				return a.explain(err)
 			}
-			return errors.Join(report.Timeline(w, f, x, step, line), w.Flush(), a.unsure())
+			if err = report.Timeline(w, f, x, step, line); err == nil {
+				err = w.Flush()
+			}
+			return errors.Join(err, a.unsure())
 		},
 	}
 	a.flags(c)
@@ -249,13 +280,6 @@ root and no running picosnitch.`,
 	c.Flags().IntVar(&limit, "limit", 20, "show this many `ROWS`; the others are added up")
 	c.Flags().BoolVar(&exact, "exact", false, "whole numbers of bytes in the table, too")
 	return c
-}
-
-func questionError(err error) error {
-	if errors.Is(err, query.ErrQuestion) {
-		return fmt.Errorf("%w: %w", errUsage, err)
-	}
-	return err
 }
 
 // userNumbers turns names of users into their numbers, which are what the log has.
@@ -347,12 +371,17 @@ picosnitch.`,
 				progress.show(done, n)
 				return out.Write(x)
 			})
-			err = errors.Join(err, out.Close(), w.Flush(), a.unsure())
+			for _, end := range []func() error{out.Close, w.Flush} { // both, but the same error once
+				if e := end(); err == nil {
+					err = e
+				}
+			}
+			err = errors.Join(err, a.unsure())
 			progress.end(n)
 			if err == nil && to != env.Stdout {
 				err = to.(*os.File).Close()
 			}
-			return questionError(err)
+			return a.explain(err)
 		},
 	}
 	a.flags(c)
@@ -424,7 +453,7 @@ func dbCommand(env Env) *cobra.Command {
 			}
 			r, err := l.Check(ctx, show)
 			if err != nil {
-				return err
+				return a.explain(err)
 			}
 			if isTerminal(env.Stderr) {
 				fmt.Fprint(env.Stderr, "\r\x1b[K")
@@ -434,7 +463,7 @@ func dbCommand(env Env) *cobra.Command {
 			}
 			fmt.Fprintf(env.Stdout, "compared the sums of %d hours with %d rows, and those of %d days with their hours\n", r.Hours, r.RawRows, r.Days)
 			if len(r.Problems) > 0 {
-				return fmt.Errorf("the database is damaged: stop picosnitch and move snitch.db away; `sqlite3 snitch.db .recover` may save what is in it")
+				return a.damaged("")
 			}
 			fmt.Fprintln(env.Stdout, "ok")
 			return nil

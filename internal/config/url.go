@@ -26,6 +26,9 @@ func ServerURL(text string) (Server, error) {
 		client = "postgres"
 	}
 	dialect, ok := clients()[client]
+	if client == "" {
+		return Server{}, errors.New("it is no URL: write config, or a URL that begins with postgres:// or mysql://") // not what it is: a password may be in it
+	}
 	if !ok {
 		return Server{}, fmt.Errorf("the URL of the SQL server begins with %q: use one of %s, and ://", safe(u.Scheme, shownValue), strings.Join(slices.Sorted(maps.Keys(clients())), ", "))
 	}

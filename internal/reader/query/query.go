@@ -148,7 +148,26 @@ func ParseFilter(s string) (Filter, error) {
 			}
 		}
 	}
+	if f.By == Address && f.Match != Contains {
+		for i, v := range f.Values {
+			if f.Values[i], err = address(v); err != nil {
+				return Filter{}, questionError(fmt.Sprintf("the filter %q: %v", s, err))
+			}
+		}
+	}
 	return f, nil
+}
+
+// address is an address as it is in the log. Empty is what has none.
+func address(s string) (string, error) {
+	if s == "" {
+		return "", nil
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return "", fmt.Errorf("%q is no address: use for example 192.0.2.1 or 2001:db8::1, or ip~192.0.2. for those that have that in them", s)
+	}
+	return a.String(), nil
 }
 
 // Check reports a filter that makes no sense.
@@ -160,8 +179,12 @@ func (f *Filter) Check() error {
 		return fmt.Errorf("%w: a port is a whole number: use port= or port!=", ErrQuestion)
 	}
 	for _, v := range f.Values {
-		if _, err := strconv.ParseInt(v, 10, 32); err != nil {
+		n, err := strconv.ParseInt(v, 10, 32)
+		if err != nil {
 			return fmt.Errorf("%w: the port %q is no whole number", ErrQuestion, v)
+		}
+		if n < -1 || n > 65535 {
+			return fmt.Errorf("%w: there is no port %s: use 0 to 65535, or -1 for programs that were executed", ErrQuestion, v)
 		}
 	}
 	return nil

@@ -105,3 +105,10 @@ func TestTooMuch(t *testing.T) {
 		}
 	}
 }
+
+func TestOneLine(t *testing.T) {
+	got := oneLine("failed to connect to `user=u`:\n\t127.0.0.1:1: connection  refused\n\t127.0.0.1:1: connection refused\n")
+	if want := "failed to connect to `user=u`: 127.0.0.1:1: connection refused"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

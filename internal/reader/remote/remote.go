@@ -124,13 +124,12 @@ func (r *Remote) explain(err error) error {
 		return err
 	}
 	params := map[string]string{"password": r.s.Password}
-	text := clean([]byte(sqlserver.Hide(sqlserver.Hide(strings.Join(strings.Fields(err.Error()), " "), r.s.Params), params)))
+	text := clean([]byte(sqlserver.Hide(sqlserver.Hide(oneLine(err.Error()), r.s.Params), params)))
 	hint := ""
 	for _, h := range [][2]string{
 		{"Error 1045", "look at the password: MYSQL_PWD"},
 		{"28P01", "look at the password: PGPASSWORD, or ~/.pgpass"},
 		{"28000", "look at the account, and at the server's pg_hba.conf"},
-		{"Error 1045", "look at the password: MYSQL_PWD"},
 		{"57014", "it took too long: use a shorter range, or --timeout"},
 		{"max_statement_time", "it took too long: use a shorter range, or --timeout"},
 		{"Error 3024", "it took too long: use a shorter range, or --timeout"},
@@ -216,4 +215,15 @@ func (r *Remote) country(ip string) string { return r.options.CountryOf(ip) }
 
 func asks(by query.Dimension, where []query.Filter, d query.Dimension) bool {
 	return by == d || slices.ContainsFunc(where, func(f query.Filter) bool { return f.By == d })
+}
+
+// oneLine makes a line of a text of several: pgconn gives one for each way in which it tried to connect, mostly the same.
+func oneLine(text string) string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		if line = strings.Join(strings.Fields(line), " "); line != "" && !slices.Contains(lines, line) {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, " ")
 }
