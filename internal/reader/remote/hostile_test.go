@@ -85,6 +85,10 @@ func TestTooMuch(t *testing.T) {
 			_, err := r.Totals(t.Context(), query.Question{By: query.Exe, Limit: 100})
 			return err
 		}, "more than 101 rows"},
+		"long values": {func(int) [][]byte { return [][]byte{long, nil, nil, nil, []byte("-1")} }, func(r *Remote) error {
+			_, err := r.Totals(t.Context(), query.Question{By: query.Exe})
+			return err
+		}, "longer than 64 MB"},
 		"long values of countries": {func(i int) [][]byte {
 			return [][]byte{nil, fmt.Appendf(nil, "%d%s", i, long), nil, []byte("1"), nil, nil}
 		}, func(r *Remote) error {
