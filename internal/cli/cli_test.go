@@ -159,11 +159,31 @@ func TestReportShowsWhatIsMissing(t *testing.T) {
 	var out bytes.Buffer
 	printReport(&out, sensor.Report{
 		Features: []sensor.Check{{Name: "BTF", Detail: "not there", Hint: "CONFIG_DEBUG_INFO_BTF"}},
-		Hooks:    []event.Hook{{Name: "a", Attached: true}, {Name: "b", Cost: "peers", Error: "refused"}},
+		Hooks:    []event.Hook{{Name: "a", Attached: true}, {Name: "b", Cost: "peers", Error: "refused"}, {Name: "long", Spare: true, Cost: "nothing is lost", Error: "old"}},
 	})
-	for _, want := range []string{"hook set  none", "NO  BTF", "→ CONFIG_DEBUG_INFO_BTF", "ok  a", "refused; without it: peers"} {
+	for _, want := range []string{"hook set  none", "NO  BTF", "→ CONFIG_DEBUG_INFO_BTF", "ok   a", "refused; not seen without it: peers", "old; nothing is lost"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("report lacks %q:\n%s", want, &out)
+		}
+	}
+	if strings.Contains(out.String(), " \n") {
+		t.Errorf("a line ends with a blank:\n%q", &out)
+	}
+	out.Reset()
+	printStatus(&out, recorder.Status{Hooks: []event.Hook{{Name: "long", Spare: true, Cost: "nothing is lost", Error: "old"}}})
+	if want := "long is off (old): nothing is lost\n"; !strings.Contains(out.String(), want) {
+		t.Errorf("status lacks %q:\n%s", want, &out)
+	}
+}
+
+func TestCheckSaysWhatItCompared(t *testing.T) {
+	for want, r := range map[string]query.Report{
+		"no hour is summed up yet: there was nothing to compare":                       {RawRows: 3},
+		"compared 1 hour of sums with 0 raw rows, and 0 days of sums with their hours": {Hours: 1},
+		"compared 25 hours of sums with 1 raw row, and 1 day of sums with its hours":   {Hours: 25, RawRows: 1, Days: 1},
+	} {
+		if got := compared(r); got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
 	}
 }

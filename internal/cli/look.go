@@ -69,7 +69,7 @@ func printStatus(w io.Writer, s recorder.Status) {
 		case h.Waits:
 			line("  on demand", "%s: %s", h.Name, h.Cost)
 		case h.Spare:
-			line("  without", "%s (%s): %s", h.Name, h.Error, h.Cost)
+			line("  spare", "%s is off (%s): %s", h.Name, h.Error, h.Cost)
 		case !h.Attached:
 			line("  missing", "%s (%s): %s", h.Name, h.Error, h.Cost)
 		}
@@ -243,13 +243,19 @@ func doctorCommand(env Env) *cobra.Command {
 func printReport(w io.Writer, r sensor.Report) {
 	fmt.Fprintf(w, "kernel    %s\nhook set  %s\n", or(r.Kernel, "unknown"), because(or(r.HookSet, "none"), r.Why))
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	row := func(sign, name, detail string) {
+		if detail != "" { // else the column would be blanks
+			detail = "\t" + detail
+		}
+		fmt.Fprintf(t, "  %s\t%s%s\n", sign, name, detail)
+	}
 	checks := func(title string, list []sensor.Check) {
 		if len(list) == 0 {
 			return
 		}
 		fmt.Fprintf(t, "\n%s\n", title)
 		for _, c := range list {
-			fmt.Fprintf(t, "  %s\t%s\t%s\n", mark(c.OK), c.Name, c.Detail)
+			row(mark(c.OK), c.Name, c.Detail)
 			if !c.OK && c.Hint != "" {
 				fmt.Fprintf(t, "  \t\t→ %s\n", c.Hint)
 			}
@@ -262,15 +268,19 @@ func printReport(w io.Writer, r sensor.Report) {
 			detail := ""
 			if !h.Attached {
 				detail = h.Error
-				if h.Cost != "" {
-					detail += "; without it: " + h.Cost
+				switch {
+				case h.Cost == "":
+				case h.Spare: // the cost is a whole sentence
+					detail += "; " + h.Cost
+				default:
+					detail += "; not seen without it: " + h.Cost
 				}
 			}
 			sign := mark(h.Attached)
 			if h.Spare {
 				sign = " - "
 			}
-			fmt.Fprintf(t, "  %s\t%s\t%s\n", sign, h.Name, detail)
+			row(sign, h.Name, detail)
 		}
 	}
 	checks("Self test: known bytes, and what was counted", r.SelfTest)

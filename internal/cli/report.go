@@ -461,7 +461,7 @@ func dbCommand(env Env) *cobra.Command {
 			for _, p := range r.Problems {
 				fmt.Fprintln(env.Stdout, p)
 			}
-			fmt.Fprintf(env.Stdout, "compared the sums of %d hours with %d rows, and those of %d days with their hours\n", r.Hours, r.RawRows, r.Days)
+			fmt.Fprintln(env.Stdout, compared(r))
 			if len(r.Problems) > 0 {
 				return a.damaged("")
 			}
@@ -472,4 +472,22 @@ func dbCommand(env Env) *cobra.Command {
 	check.Flags().StringVar(&a.file, "file", "", "read the database `FILE` instead of snitch.db in picosnitch's folder")
 	c.AddCommand(check)
 	return c
+}
+
+// compared says what a check did.
+func compared(r query.Report) string {
+	many := func(n int64, what string) string {
+		if n == 1 {
+			return "1 " + what
+		}
+		return fmt.Sprintf("%d %ss", n, what)
+	}
+	if r.Hours+r.Days == 0 {
+		return "no hour is summed up yet: there was nothing to compare"
+	}
+	their := "their"
+	if r.Days == 1 {
+		their = "its"
+	}
+	return fmt.Sprintf("compared %s of sums with %s, and %s of sums with %s hours", many(r.Hours, "hour"), many(r.RawRows, "raw row"), many(r.Days, "day"), their)
 }

@@ -287,7 +287,7 @@ func (h *Hooks) State() []event.Hook {
 	if h.storage && h.drains == nil {
 		out = append(out, event.Hook{
 			Name: "iter/bpf_sk_storage_map", Spare: true, Error: fmt.Sprint(h.refused[drainProgram]),
-			Cost: "nothing: every count takes the slower way through a table, and an accepted connection that moves no byte is seen when it is closed",
+			Cost: "nothing is lost: every count takes the slower way through a table, and an accepted connection that moves no byte is seen when it is closed",
 		})
 	}
 	if h.fewReturns != nil {
@@ -299,7 +299,7 @@ func (h *Hooks) State() []event.Hook {
 	if h.noReaders != nil {
 		out = append(out, event.Hook{
 			Name: "iter/bpf_map_elem", Spare: true, Error: h.noReaders.Error(),
-			Cost: "calls that run on a CPU while a table is read there: each is counted as skipped",
+			Cost: "calls that run on a CPU while a table is read there are not seen: each is counted as skipped",
 		})
 	}
 	if h.sendpage && h.bandwidth && h.set == SetTracepoint {
