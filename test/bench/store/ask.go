@@ -113,8 +113,11 @@ var ranges = []struct {
 // options stand for a table of countries that is asked for each address.
 var options = query.Options{Country: func(a netip.Addr) string { return fmt.Sprintf("C%02d", a.As16()[13]%50) }}
 
-// timed asks a question on a connection of its own, as a command line does: once, and if that was too slow, twice more; the median counts. It is
-// the machine's other work that is left out so, not what the question costs.
+// asked says how often a question is asked that takes more than half of its limit; the median counts. It is the machine's other work that is left
+// out so, not what the question costs.
+const asked = 5
+
+// timed asks a question on connections of its own, as a command line does.
 func timed(ctx context.Context, path string, limit time.Duration, ask func(*query.Local) (any, error)) (time.Duration, any, error) {
 	var times []time.Duration
 	for {
@@ -129,7 +132,7 @@ func timed(ctx context.Context, path string, limit time.Duration, ask func(*quer
 			return 0, nil, err
 		}
 		slices.Sort(times)
-		if times[0] <= limit && len(times) == 1 || len(times) == 3 {
+		if times[0] <= limit/2 && len(times) == 1 || len(times) == asked {
 			return times[len(times)/2], a, nil
 		}
 	}
@@ -150,7 +153,7 @@ func askAll(ctx context.Context, path string) (slow int, err error) {
 	if err := errors.Join(err, l.Close()); err != nil {
 		return 0, err
 	}
-	fmt.Printf("\nmilliseconds of a question, by range\n%-44s", "")
+	fmt.Printf("\nmilliseconds of a question, by range: asked once, and where that took more than half of the limit, the median of %d\n%-44s", asked, "")
 	for _, r := range ranges {
 		fmt.Printf("%7s", r.name)
 	}

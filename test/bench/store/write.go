@@ -12,6 +12,7 @@ import (
 	"github.com/picosnitch/picosnitch/internal/event"
 	"github.com/picosnitch/picosnitch/internal/recorder/flow"
 	"github.com/picosnitch/picosnitch/internal/recorder/store"
+	"github.com/picosnitch/picosnitch/internal/schema"
 )
 
 // writes measures a window of 10,000 rows, and what deleting a day costs the windows that are written meanwhile.
@@ -59,8 +60,8 @@ func writes(ctx context.Context, path string) (failed int, err error) {
 			return 0, err
 		}
 	}
-	p := pruning{s: s, one: one, now: func() int64 { return at }, keep: days}
-	if err := p.measure(ctx, "", 7, &failed); err != nil {
+	p := pruning{path: path, s: s, one: one, now: func() int64 { return at }, keep: days}
+	if err := p.measure(ctx, "", 24, &failed); err != nil {
 		return 0, err
 	}
 	// A reader that stays in its question for as long as it takes.
@@ -74,7 +75,7 @@ func writes(ctx context.Context, path string) (failed int, err error) {
 		return 0, errors.Join(err, errors.New("there is no row to read"))
 	}
 	defer rows.Close()
-	if err := p.measure(ctx, ", beside a reader that stays", 3, &failed); err != nil {
+	if err := p.measure(ctx, ", beside a reader that stays", 12, &failed); err != nil {
 		return 0, err
 	}
 	rows.Close()
@@ -84,6 +85,7 @@ func writes(ctx context.Context, path string) (failed int, err error) {
 
 // pruning is deletion beside writing.
 type pruning struct {
+	path string
 	s    *store.SQLite
 	one  func(rows int) (time.Duration, error)
 	now  func() int64
@@ -111,40 +113,61 @@ func (p *pruning) windows(ctx context.Context, n int) (writing, caring, longest 
 	return writing, caring, longest, nil
 }
 
-// measure writes the same windows without and with the deletion of a day beside them, in short turns, so that what else the machine
-// does falls on both.
-func (p *pruning) measure(ctx context.Context, beside string, runs int, failed *int) error {
-	const turns, windows = 8, 5
+// oldest is the first hour that has all its raw rows.
+func (p *pruning) oldest(ctx context.Context) (hour int64, err error) {
+	db, err := sql.Open("sqlite", "file:"+p.path+"?mode=ro")
+	if err != nil {
+		return 0, err
+	}
+	defer db.Close()
+	err = db.QueryRowContext(ctx, "SELECT value FROM progress WHERE name = ?", schema.ProgressPruned).Scan(&hour)
+	if errors.Is(err, sql.ErrNoRows) {
+		return (end - days*86400) / 3600, nil
+	}
+	return hour, err
+}
+
+// measure writes the same windows without and with the deletion of a day beside them, one after the other, in pairs, so that what else the
+// machine does falls on both. A pair has so many windows that all of the day is deleted in it.
+func (p *pruning) measure(ctx context.Context, beside string, pairs int, failed *int) error {
+	const windows = 4
 	var ratios []float64
-	var busy, longest time.Duration
-	for range runs {
-		p.keep--
-		var with, without, care, idle time.Duration
-		for range turns {
-			p.s.SetKeep(store.Keep{})
-			w, c, _, err := p.windows(ctx, windows)
-			if err != nil {
-				return err
-			}
-			without, idle = without+w, idle+c
-			p.s.SetKeep(store.Keep{RawDays: p.keep})
-			w, c, most, err := p.windows(ctx, windows)
-			if err != nil {
-				return err
-			}
-			with, care, longest = with+w, care+c, max(longest, most)
+	var with, without, busy, longest time.Duration
+	before, err := p.oldest(ctx)
+	if err != nil {
+		return err
+	}
+	for range pairs {
+		p.s.SetKeep(store.Keep{})
+		w, idle, _, err := p.windows(ctx, windows)
+		if err != nil {
+			return err
 		}
-		ratios = append(ratios, float64(with)/float64(without))
-		busy = max(busy, care-idle)
+		p.keep--
+		p.s.SetKeep(store.Keep{RawDays: p.keep})
+		v, care, most, err := p.windows(ctx, windows)
+		if err != nil {
+			return err
+		}
+		with, without, longest = with+v, without+w, max(longest, most)
+		ratios = append(ratios, float64(v)/float64(w))
+		busy += care - idle
+	}
+	after, err := p.oldest(ctx)
+	if err != nil {
+		return err
+	}
+	if deleted := int((after - before) / 24); deleted < pairs-1 { // the last one may not be whole
+		return fmt.Errorf("%d days were deleted beside the windows, and %d should have been", deleted, pairs)
 	}
 	slices.Sort(ratios)
 	mark := ""
-	if ratios[runs/2] > 1.10 {
+	if ratios[pairs/2] > 1.10 {
 		mark = "!"
 		*failed++
 	}
-	fmt.Printf("deleting a day of raw rows%s takes %v in all, at most %v at a time; windows written meanwhile take %.2f%s of the time without (median of %d: %.2f; limit 1.10)\n",
-		beside, busy.Round(time.Millisecond), longest.Round(time.Millisecond), ratios[runs/2], mark, runs, ratios)
+	fmt.Printf("deleting a day of raw rows%s takes %v in all, at most %v at a time; windows written meanwhile take %.2f%s of the time without (median of %d pairs, half of them between %.2f and %.2f, all between %.2f and %.2f; their sums %.2f; limit 1.10)\n",
+		beside, (busy / time.Duration(pairs)).Round(time.Millisecond), longest.Round(time.Millisecond), ratios[pairs/2], mark, pairs, ratios[pairs/4], ratios[pairs-1-pairs/4], ratios[0], ratios[pairs-1], float64(with)/float64(without))
 	return nil
 }
 
