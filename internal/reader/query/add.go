@@ -158,6 +158,15 @@ func (d *adder) sums(interval int, conns, sent, received []uint64) {
 		d.places[i] = d.r.place(slot)
 	}
 	addUp(d.r.interval(interval), d.places, conns, sent, received)
+	for i, place := range d.places {
+		if place != d.r.rest {
+			continue
+		}
+		if !d.r.follows() {
+			return
+		}
+		d.r.other(interval, d.slots[i], Sum{Conns: conns[i], Sent: sent[i], Received: received[i]}, false)
+	}
 }
 
 // addUp adds rows. Of those of slot 0, anything may have been read: it is added to what nobody looks at, unless they are so many that a branch

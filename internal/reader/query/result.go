@@ -14,8 +14,32 @@ type result struct {
 	rest      int32   // the place of a slot that is not in series
 	cells     []Sum   // by interval and place
 
+	// What the place rest holds, one by one, until it is too much. Of a domain's ports, nobody can guess which of the rare ones was greatest.
+	others  []other
+	tooMany bool
 	rounded bool
 }
+
+// other is a row, or the sum of some.
+type other struct {
+	interval, slot int32
+	sum            Sum
+	taken          bool // away from what was added
+}
+
+// maxOthers bounds others, 40 bytes each.
+const maxOthers = 1 << 17
+
+func (r *result) other(interval int, slot int32, sum Sum, taken bool) {
+	if len(r.others) >= maxOthers {
+		r.others, r.tooMany = nil, true
+		return
+	}
+	r.others = append(r.others, other{int32(interval), slot, sum, taken})
+}
+
+// follows reports whether others are wanted.
+func (r *result) follows() bool { return r.ranks && r.rest > 0 && !r.tooMany }
 
 // like is an empty result of the same shape.
 func (r *result) like() result {
@@ -78,6 +102,9 @@ func (r *result) add(interval int, slot int32, sum Sum) {
 	if r.width > 0 {
 		r.interval(interval)[r.place(slot)].Add(sum)
 	}
+	if r.follows() && r.place(slot) == r.rest {
+		r.other(interval, slot, sum, false)
+	}
 }
 
 // take is the opposite of add, for what was added before.
@@ -87,6 +114,9 @@ func (r *result) take(interval int, slot int32, sum Sum) {
 	}
 	if r.width > 0 {
 		less(&r.interval(interval)[r.place(slot)], sum)
+	}
+	if r.follows() && r.place(slot) == r.rest {
+		r.other(interval, slot, sum, true)
 	}
 }
 
@@ -108,6 +138,38 @@ func (r *result) merge(o *result) {
 			(*x.into)[i].Add(sum)
 		}
 	}
+	if r.tooMany = r.tooMany || o.tooMany || len(r.others)+len(o.others) > maxOthers; r.tooMany {
+		r.others = nil
+	} else {
+		r.others = append(r.others, o.others...)
+	}
+}
+
+// only returns the cells of some groups, in which they have places in their order; nil: it does not know all of them.
+func (r *result) only(groups int, order []int) *result {
+	if r.tooMany {
+		return nil
+	}
+	o := &result{intervals: r.intervals, rounded: r.rounded}
+	o.chosen(groups, order, false)
+	for _, taken := range []bool{false, true} { // nothing is taken before it was added
+		for _, x := range r.others {
+			switch {
+			case x.taken != taken:
+			case taken:
+				o.take(int(x.interval), x.slot, x.sum)
+			default:
+				o.add(int(x.interval), x.slot, x.sum)
+			}
+		}
+	}
+	for _, g := range order {
+		slot := int32(g + 1)
+		for k := 0; r.place(slot) != r.rest && k < r.intervals; k++ {
+			o.interval(k)[o.place(slot)] = r.interval(k)[r.place(slot)]
+		}
+	}
+	return o
 }
 
 // cuts are the ends of intervals, ascending: interval i is from cuts[i] to before cuts[i+1].

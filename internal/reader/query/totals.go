@@ -194,10 +194,13 @@ func (s *snapshot) lines(q *Question, c cuts) (l lines, err error) {
 	order := first(&all, limit)
 	l = all.lines(p, order, nil)
 	if slices.ContainsFunc(order, func(g int) bool { return !slices.Contains(candidates, g) }) {
-		again := result{intervals: intervals}
-		again.chosen(len(p.groups.values), order, false)
-		if err := s.scan(p, c, &again); err != nil {
-			return l, err
+		again := all.only(len(p.groups.values), order)
+		if again == nil {
+			again = &result{intervals: intervals}
+			again.chosen(len(p.groups.values), order, false)
+			if err := s.scan(p, c, again); err != nil {
+				return l, err
+			}
 		}
 		l = again.lines(p, order, l.totals)
 	}
