@@ -62,35 +62,34 @@ type outcome struct {
 	status string // what `picosnitch status` then showed
 }
 
-// try starts picosnitch without capabilities, in a home that only its owner may enter as most are, and stops it once it is ready
-// and its status can be had.
+// try is run without capabilities.
 func try(t *testing.T, picosnitch string, without ...string) outcome {
+	t.Helper()
+	list := "+chown" // changes nothing
+	if len(without) > 0 {
+		list = "-" + strings.Join(without, ",-")
+	}
+	return run(t, picosnitch, list, nil)
+}
+
+// run starts picosnitch with the capabilities of a list for setpriv(1), in a home that only its owner may enter as most are, and stops it once it
+// is ready, its status can be had, and meanwhile returned.
+func run(t *testing.T, picosnitch, list string, meanwhile func(env []string)) outcome {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "picosnitch-rights-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	home, run := filepath.Join(dir, "home"), filepath.Join(dir, "run")
+	home, runDir := filepath.Join(dir, "home"), filepath.Join(dir, "run")
 	// The home is not root's: its rights, and not its number, must let it in.
-	for _, err := range []error{os.Chmod(dir, 0o755), os.Mkdir(home, 0o700), os.Chown(home, 61000, 61000), os.Mkdir(run, 0o755)} {
+	for _, err := range []error{os.Chmod(dir, 0o755), os.Mkdir(home, 0o700), os.Chown(home, 61000, 61000), os.Mkdir(runDir, 0o755)} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	args := []string{"--bounding-set"}
-	list := ""
-	for i, c := range without {
-		if i > 0 {
-			list += ","
-		}
-		list += "-" + c
-	}
-	if list == "" {
-		list = "+chown" // changes nothing
-	}
-	cmd := exec.Command("setpriv", append(args, list, "--inh-caps", list, picosnitch, "start-no-daemon")...)
-	env := append(os.Environ(), "PICOSNITCH_DIR="+filepath.Join(home, "files"), "PICOSNITCH_RUN_DIR="+run)
+	cmd := exec.Command("setpriv", "--bounding-set", list, "--inh-caps", list, picosnitch, "start-no-daemon")
+	env := append(os.Environ(), "PICOSNITCH_DIR="+filepath.Join(home, "files"), "PICOSNITCH_RUN_DIR="+runDir)
 	cmd.Env = env
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -113,7 +112,7 @@ wait:
 		case <-ended:
 			break wait
 		case <-limit:
-			t.Errorf("without %v: neither ready nor ended after %v", without, start)
+			t.Errorf("with %s: neither ready nor ended after %v", list, start)
 			break wait
 		case <-tick.C:
 		}
@@ -124,13 +123,16 @@ wait:
 			break
 		}
 	}
+	if o.ready && meanwhile != nil {
+		meanwhile(env)
+	}
 	cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-ended:
 	case <-time.After(start):
 		cmd.Process.Kill()
 		<-ended
-		t.Errorf("without %v: it does not stop", without)
+		t.Errorf("with %s: it does not stop", list)
 	}
 	o.code, o.errors = cmd.ProcessState.ExitCode(), errs.String()
 	o.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
