@@ -30,6 +30,7 @@ type executed struct {
 	forgot    time.Time // writes before it may be missing from written
 	overflows uint64
 	nonce     uint32 // see name
+	closer    closer
 }
 
 // held is a descriptor that nobody wanted yet.
@@ -98,7 +99,7 @@ func (l *loop) openExecuted() {
 	x.files = map[event.FileID]*held{}
 	x.written = map[digest.Inode]writes{}
 	x.limit = descriptorLimit()
-	o := fanotify.Options{Limit: x.limit, Known: func(id fanotify.Identity) bool {
+	o := fanotify.Options{Limit: x.limit, Close: x.closer.close, Room: x.closer.room, Known: func(id fanotify.Identity) bool {
 		return l.digester.Known(digest.Inode(id.Inode), id.Ctime, id.Size)
 	}}
 	if l.o.EveryExe {
@@ -136,7 +137,7 @@ func (x *executed) settle() {
 
 func (x *executed) close() error {
 	for _, h := range x.files {
-		unix.Close(h.FD)
+		x.shut(h.Descriptor)
 	}
 	clear(x.files)
 	if x.watch == nil {
@@ -210,13 +211,13 @@ func (l *loop) claimOne(p *event.Process) bool {
 	switch old := x.files[p.File]; {
 	case o.FD < 0:
 	case old != nil:
-		unix.Close(o.FD)
+		x.shut(digest.Descriptor{FD: o.FD, Waits: o.Layered})
 		old.idle = time.Time{}
 		if vouched {
 			old.Vouched, old.Since = true, o.At
 		}
 	default:
-		x.hold(p.File, &held{Descriptor: digest.Descriptor{FD: o.FD, Vouched: vouched, Since: o.At}, inode: o.Identity.Inode})
+		x.hold(p.File, &held{Descriptor: digest.Descriptor{FD: o.FD, Vouched: vouched, Since: o.At, Waits: o.Layered}, inode: o.Identity.Inode})
 	}
 	return true
 }
@@ -271,12 +272,21 @@ func (x *executed) hold(file event.FileID, h *held) {
 		x.order = x.order[1:]
 		if old := x.files[oldest]; old != nil {
 			x.lost++
-			unix.Close(old.FD)
+			x.shut(old.Descriptor)
 			delete(x.files, oldest)
 		}
 	}
 	x.files[file] = h
 	x.order = append(x.order, file)
+}
+
+// shut closes a descriptor, and does not wait for its file system.
+func (x *executed) shut(d digest.Descriptor) {
+	if d.Waits {
+		x.closer.close(d.FD)
+		return
+	}
+	unix.Close(d.FD)
 }
 
 // descriptor gives away the one of a file.
@@ -425,6 +435,9 @@ func (l *loop) sweepExecuted(now time.Time) {
 			l.notice("warning", "fanotify: "+why, "programs that end at once may have no hash there; find who mounted it")
 		}
 	}
+	if x.closer.hangs() {
+		l.notice("warning", "the file system of an executed file does not answer when the file is closed", "programs in containers that end at once may have no hash; find who mounted it")
+	}
 	runs := make(map[event.FileID]bool, len(x.files))
 	if len(x.files) > 0 {
 		for id := range l.table.Live() {
@@ -444,7 +457,7 @@ func (l *loop) sweepExecuted(now time.Time) {
 		case h.idle.IsZero():
 			h.idle = now
 		case now.Sub(h.idle) > heldIdle:
-			unix.Close(h.FD)
+			x.shut(h.Descriptor)
 			delete(x.files, file)
 			continue
 		}

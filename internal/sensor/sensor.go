@@ -155,7 +155,7 @@ func newLoop(o Options) (*loop, error) {
 		told:  map[string]time.Time{},
 	}
 	l.openExecuted()
-	l.digester = digest.New(digest.Options{Queue: l.executed.limit, Settle: l.executed.settle, Behind: func() { _ = l.hooks.Wake() }}) // else they are taken at the next tick
+	l.digester = digest.New(digest.Options{Queue: l.executed.limit, Settle: l.executed.settle, Close: l.executed.closer.close, Behind: func() { _ = l.hooks.Wake() }}) // else they are taken at the next tick
 	l.who = newWho()
 	l.who.names.Root = o.root
 	l.stream = newStream()

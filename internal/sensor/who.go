@@ -70,6 +70,10 @@ func (l *loop) describe(p *event.Process) {
 		}
 		if !l.who.lookups.ask(func() func() {
 			f := l.who.finder.Find(q)
+			if f.Waits && !l.executed.closer.room() {
+				unix.Close(f.FD) // here, where nobody waits for it
+				f.FD = -1
+			}
 			return func() { l.scriptFound(q.Process, f) }
 		}) {
 			p.ScriptReason = script.ReasonBusy
@@ -83,9 +87,9 @@ func (l *loop) scriptFound(id event.ProcessID, f script.File) {
 	if f.FD >= 0 {
 		inode := digest.Inode{Device: f.ID.Device, Number: f.ID.Inode}
 		if _, kept := l.executed.files[f.ID]; !known || kept || l.digester.Known(inode, f.ID.Ctime, f.ID.Size) {
-			unix.Close(f.FD)
+			l.executed.shut(digest.Descriptor{FD: f.FD, Waits: f.Waits})
 		} else {
-			l.executed.hold(f.ID, &held{Descriptor: digest.Descriptor{FD: f.FD, Own: true}, inode: fanotify.Inode(inode)})
+			l.executed.hold(f.ID, &held{Descriptor: digest.Descriptor{FD: f.FD, Own: true, Waits: f.Waits}, inode: fanotify.Inode(inode)})
 		}
 	}
 	if p, ok := l.table.Resolve(id); ok && l.stream.knows(id) { // it was told without: it took too long

@@ -17,8 +17,14 @@ import (
 type file struct {
 	dev     int
 	content []byte
-	hang    bool // never answer a read
+	silent  uint32 // what is never answered, or 0
 }
+
+// What a file system may be asked, of enum fuse_opcode in linux/fuse.h.
+const (
+	Read  = 15
+	Flush = 25 // each close(2)
+)
 
 // Mount mounts a folder with one executable file, "prog", for owner, whom alone the kernel then lets in. With hang, nothing that
 // is read is ever answered. It needs root.
@@ -29,6 +35,21 @@ func Mount(t testing.TB, owner int, content []byte, hang bool) string {
 
 // MountFor is Mount for an owner of another group.
 func MountFor(t testing.TB, owner, group int, content []byte, hang bool) string {
+	t.Helper()
+	silent := uint32(0)
+	if hang {
+		silent = Read
+	}
+	return mount(t, owner, group, content, silent)
+}
+
+// MountSilent is Mount for root. What is silent is never answered.
+func MountSilent(t testing.TB, content []byte, silent uint32) string {
+	t.Helper()
+	return mount(t, 0, 0, content, silent)
+}
+
+func mount(t testing.TB, owner, group int, content []byte, silent uint32) string {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root to mount")
@@ -45,7 +66,7 @@ func MountFor(t testing.TB, owner, group int, content []byte, hang bool) string 
 	if err := unix.Mount("picosnitch-test", dir, "fuse", unix.MS_NODEV|unix.MS_NOSUID, options); err != nil {
 		t.Fatal(err)
 	}
-	f := &file{dev: dev, content: content, hang: hang}
+	f := &file{dev: dev, content: content, silent: silent}
 	var wg sync.WaitGroup
 	wg.Go(f.serve)
 	t.Cleanup(func() {
@@ -81,6 +102,9 @@ func (f *file) serve() {
 			return // unmounted
 		}
 		op, unique, node := binary.LittleEndian.Uint32(buf[4:]), buf[8:16], binary.LittleEndian.Uint64(buf[16:])
+		if op == f.silent {
+			continue
+		}
 		out, failed := new(bytes.Buffer), int32(0)
 		le := func(v any) { _ = binary.Write(out, binary.LittleEndian, v) }
 		switch op {
@@ -96,18 +120,18 @@ func (f *file) serve() {
 		case 3: // GETATTR
 			le([]uint64{3600, 0})
 			out.Write(f.attr(node))
+		case 17: // STATFS
+			le([]uint64{1, 0, 0, 2, 0})
+			le([]uint32{4096, 255, 4096, 0, 0, 0, 0, 0, 0, 0})
 		case 14: // OPEN
 			le([]uint64{1, 0})
-		case 15: // READ
-			if f.hang {
-				continue
-			}
+		case Read:
 			from := min(binary.LittleEndian.Uint64(buf[48:]), uint64(len(f.content)))
 			to := min(from+uint64(binary.LittleEndian.Uint32(buf[56:])), uint64(len(f.content)))
 			out.Write(f.content[from:to])
 		case 2, 36, 42: // FORGET, INTERRUPT, BATCH_FORGET have no answer
 			continue
-		case 18, 25: // RELEASE, FLUSH
+		case 18, Flush: // and RELEASE
 		default:
 			failed = -int32(unix.ENOSYS)
 		}

@@ -61,6 +61,7 @@ type Options struct {
 	MaxSize int64         // bytes of a file; larger ones are refused with ReasonSize
 	Settle  func()        // called when a Descriptor was read: after it, whoever watches for writes knows all that came before
 	Behind  func()        // called when many Results wait
+	Close   func(int)     // closes a Descriptor that Waits, and does not wait itself; nil: close(2)
 	Stall   time.Duration // without a byte read for so long, a file system is given up and its worker replaced
 	Late    time.Duration // a job that waits for so long has a worker come that does not give its priority away
 }
@@ -88,6 +89,8 @@ type Descriptor struct {
 	// Vouched says that its content was that of the exec at Since, although its change time may have moved.
 	Vouched bool
 	Since   time.Time
+	// Waits says that its file system may be asked when it is closed, and may not answer.
+	Waits bool
 	// Own says that the file's identity is what stat(2) told of this descriptor: while its change time is the same, it is the same.
 	Own bool
 }
@@ -170,13 +173,19 @@ type asker struct {
 	event.Process
 	fd   int // of the file it executes, or -1; the job's
 	file Descriptor
+	shut func(int) // Options.Close
 }
 
+// close may be called with Digester.mu held.
 func (a *asker) close() {
-	if a.fd >= 0 {
+	switch {
+	case a.fd < 0:
+	case a.file.Waits && a.shut != nil:
+		a.shut(a.fd)
+	default:
 		unix.Close(a.fd)
-		a.fd = -1
 	}
+	a.fd = -1
 }
 
 // resultsMax is how many results wait: those of a few milliseconds, so that the reader need not wake up for each.
@@ -259,7 +268,7 @@ func (d *Digester) Want(p event.Process) (event.Executable, bool) { return d.Wan
 
 // WantFile is Want with a descriptor of the file. The descriptor is the Digester's from then on.
 func (d *Digester) WantFile(p event.Process, file Descriptor) (event.Executable, bool) {
-	a := asker{p, file.FD, file}
+	a := asker{p, file.FD, file, d.o.Close}
 	x, known := d.want(&a)
 	if known {
 		a.close()

@@ -440,7 +440,7 @@ func TestChangedWhileRead(t *testing.T) {
 		"touched": func() error { return os.Chmod(path, 0o700) },
 	} {
 		p.File = fileID(t, path)
-		o, why := d.open(&asker{p, -1, None()})
+		o, why := d.open(&asker{p, -1, None(), nil})
 		if why != nil {
 			t.Fatal(why)
 		}
@@ -465,7 +465,7 @@ func TestChangedInTheMiddle(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := New(Options{})
-	o, why := d.open(&asker{onDisk(t, path), -1, None()})
+	o, why := d.open(&asker{onDisk(t, path), -1, None(), nil})
 	if why != nil {
 		t.Fatal(why)
 	}

@@ -89,3 +89,36 @@ func TestFileSystemThatDoesNotAnswer(t *testing.T) {
 		}
 	}
 }
+
+// TestFileThatCannotBeClosed: also the close(2) of a file that was only read asks its file system, through an overlay also for root what
+// a stranger serves. Whoever asks for digests of others must not wait for it.
+func TestFileThatCannotBeClosed(t *testing.T) {
+	dir := fuse.MountSilent(t, []byte("content"), fuse.Flush)
+	closing := make(chan int, 1)
+	d := start(t, Options{Close: func(fd int) { closing <- fd }})
+	p := onDisk(t, filepath.Join(dir, "prog"))
+	fd, err := unix.Open(filepath.Join(dir, "prog"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x, known := d.WantFile(p, Descriptor{FD: fd, Own: true, Waits: true}); known {
+		t.Fatalf("known: %+v", x)
+	}
+	if r := receive(t, d); r.Executable.SHA256 == "" {
+		t.Errorf("%+v", r)
+	}
+	select {
+	case fd := <-closing:
+		t.Cleanup(func() {
+			_ = unix.Unmount(dir, unix.MNT_FORCE) // else it hangs here
+			unix.Close(fd)
+		})
+	case <-time.After(patience):
+		t.Error("was not given to be closed")
+	}
+	other := file(t, filepath.Join(t.TempDir(), "prog"), []byte("x"))
+	other.ID.PID = 2
+	if r := want(t, d, other); r.Executable.SHA256 == "" {
+		t.Errorf("after it: %+v", r)
+	}
+}

@@ -58,7 +58,7 @@ func TestFreshChangeTimeIsNotKept(t *testing.T) {
 		kept bool
 	}{{0, false}, {-fresh / 2, false}, {2 * fresh, true}, {-time.Hour, true}} {
 		p.File.Ctime = time.Now().Add(-c.age).UnixNano()
-		j := &job{key: keyOf(p), askers: []asker{{p, -1, None()}}}
+		j := &job{key: keyOf(p), askers: []asker{{p, -1, None(), nil}}}
 		d.finish(context.Background(), j, event.Executable{File: p.File, SHA256: "x"}, "", 1, nil)
 		<-d.results
 		if _, known := d.Want(p); known != c.kept {
@@ -155,7 +155,7 @@ func TestLateComerIsTriedAgain(t *testing.T) {
 	late := p
 	late.ID.PID = 9
 	d := New(Options{})
-	j := &job{key: keyOf(p), askers: []asker{{p, -1, None()}, {late, -1, None()}}}
+	j := &job{key: keyOf(p), askers: []asker{{p, -1, None(), nil}, {late, -1, None(), nil}}}
 	d.finish(context.Background(), j, event.Executable{}, "", 1, because(ReasonGone))
 	if _, known := d.Want(p); !known {
 		t.Error("the failure of the process that was tried is not known")

@@ -39,6 +39,10 @@ type Options struct {
 	Bounded bool
 	// Known reports whether the content of a file needs no reading. It may be called by any goroutine that drains.
 	Known func(Identity) bool
+	// Close closes a descriptor of a layered file system without waiting: it may not answer. Room reports whether there may be more of
+	// them. nil: close(2), and always.
+	Close func(int)
+	Room  func() bool
 	// Arrived is called, if it is set, after a descriptor came that waits to be claimed. It must not call back.
 	Arrived func()
 }
@@ -191,7 +195,7 @@ func (w *Watch) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range w.files {
-		unix.Close(f.FD)
+		w.shut(f.FD, f.Layered)
 	}
 	clear(w.arrived)
 	clear(w.files)
@@ -258,9 +262,18 @@ func (w *Watch) release(f *file) bool {
 	if f.arrivals > 0 || f.FD < 0 {
 		return false
 	}
-	unix.Close(f.FD)
+	w.shut(f.FD, f.Layered)
 	delete(w.files, f.Identity)
 	return true
+}
+
+// shut closes a descriptor. It may be called with w.mu held.
+func (w *Watch) shut(fd int, layered bool) {
+	if layered && w.o.Close != nil {
+		w.o.Close(fd)
+		return
+	}
+	unix.Close(fd)
 }
 
 // matches reports whether a descriptor is of the file that the kernel executed. Since the notice keeps the file, no other
@@ -406,13 +419,13 @@ func (w *Watch) executed(g *group, fd int, pid int32, pidfd int, st *unix.Stat_t
 	f := w.files[id]
 	switch {
 	case known:
-		unix.Close(fd)
+		w.shut(fd, g.kind == layered)
 		f = &file{Opened: Opened{FD: -1, Identity: id, Mtime: st.Mtim.Nano(), Layered: g.kind == layered}}
 	case f == nil:
 		f = &file{Opened: Opened{FD: fd, Identity: id, Mtime: st.Mtim.Nano(), Layered: g.kind == layered}}
 		w.files[id] = f
 	default:
-		unix.Close(fd)
+		w.shut(fd, g.kind == layered)
 	}
 	f.arrivals++
 	version, ok := w.versions[id.Inode]

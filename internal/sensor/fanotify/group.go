@@ -86,6 +86,9 @@ func (g *group) close() error {
 	return unix.Close(g.fd)
 }
 
+// crowded is the pause when there are too many descriptors that cannot be closed.
+const crowded = 50 * time.Millisecond
+
 // readSlow is after how long a read is said to hang.
 const readSlow = 5 * time.Second
 
@@ -135,6 +138,10 @@ func (g *group) drain(w *Watch) error {
 		eventMax = header + pidfdInfo
 	)
 	for !g.done.Load() {
+		if g.kind == layered && w.o.Room != nil && !w.o.Room() {
+			time.Sleep(crowded)
+			continue
+		}
 		g.reading.Store(time.Now().UnixNano())
 		n, err := unix.Read(g.fd, g.buf)
 		g.reading.Store(0)

@@ -57,6 +57,7 @@ type File struct {
 	Path   string       // as the process's root sees it, before links are followed; safe text
 	ID     event.FileID // zero: not known, see Reason
 	FD     int          // open for reading, or -1; who gets it closes it
+	Waits  bool         // whoever closes FD may wait for its file system
 	Reason string
 }
 
@@ -143,8 +144,17 @@ func (s start) open(q Question, out *File) {
 		out.Reason = reason(err)
 		return
 	}
-	out.FD = fd
+	out.FD, out.Waits = fd, waits(fd)
 	out.ID = event.FileID{Device: st.Dev, Inode: st.Ino, Ctime: st.Ctim.Nano(), Size: st.Size}
+}
+
+// waits reports whether close(2) of what was only read asks who serves the file: FUSE does, and what may lie on it.
+func waits(fd int) bool {
+	var fs unix.Statfs_t
+	if unix.Fstatfs(fd, &fs) != nil {
+		return true
+	}
+	return fs.Type == unix.FUSE_SUPER_MAGIC || fs.Type == unix.OVERLAYFS_SUPER_MAGIC || fs.Type == unix.ECRYPTFS_SUPER_MAGIC
 }
 
 // Path is where a script was meant to be, as the process's root saw it: safe text. Without a folder it is what was
