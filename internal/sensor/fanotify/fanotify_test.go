@@ -365,6 +365,7 @@ func TestParseMount(t *testing.T) {
 	for line, want := range map[string]string{
 		`36 35 98:0 /mnt1 /mnt\0402\134x rw,noatime master:1 - ext3 /dev/root rw,errors=continue`: `/mnt 2\x ext3 98:0 36`,
 		`36 35 0:7 / /m rw - fuse.sshfs a - b rw`:                                                 `/m fuse.sshfs 0:7 36`,
+		"36 35 0:7 /a\v\fb /m\r\u00a0\u0085x rw - fuse a b":                                       "/m\r\u00a0\u0085x fuse 0:7 36", // what strangers call a directory, and mangle_path does not escape
 		`36 35 98:0`: "", ``: "", `x 35 98:0 / / rw - ext4 a b`: "",
 	} {
 		id, device, point, fstype, ok := parseMount(line)

@@ -247,7 +247,7 @@ func costOf(where string) string {
 // parseMount reads one line of proc_pid_mountinfo(5).
 func parseMount(line string) (id uint64, device, point, fstype string, ok bool) {
 	left, right, ok := strings.Cut(line, " - ")
-	field := strings.Fields(left)
+	field := strings.Split(left, " ") // other white space is part of a name
 	if !ok || len(field) < 6 {
 		return 0, "", "", "", false
 	}
