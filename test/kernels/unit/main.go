@@ -177,6 +177,7 @@ func (s *service) starts() {
 	}
 	var status struct {
 		HookSet  string `json:"hook_set"`
+		Why      string `json:"hook_set_why"`
 		SelfTest string `json:"self_test"`
 		Hooks    []struct {
 			Name     string `json:"name"`
@@ -204,7 +205,7 @@ func (s *service) starts() {
 		fanotify = fanotify || h.Name == "fanotify" && h.Attached
 	}
 	s.check("every hook is on, and fanotify", err == nil && len(off) == 0 && fanotify && status.SelfTest == "ok", fmt.Sprintf("hook set %s, self test %s, %d hooks, not on: %q %v", status.HookSet, status.SelfTest, len(status.Hooks), off, errText(err)))
-	s.check("the sandbox does not change the choice of the hook set", status.HookSet != "" && status.HookSet == s.free, fmt.Sprintf("%q as a service, %q without", status.HookSet, s.free))
+	s.check("the sandbox does not change the choice of the hook set", status.HookSet != "" && status.HookSet == s.free, fmt.Sprintf("%q as a service (%s), %q without", status.HookSet, status.Why, s.free))
 	pid := show("MainPID")["MainPID"]
 	proc, err := os.ReadFile("/proc/" + pid + "/status")
 	facts := map[string]string{}
