@@ -138,6 +138,9 @@ CapabilityBoundingSet=CAP_BPF CAP_PERFMON CAP_NET_ADMIN CAP_SYS_ADMIN CAP_SYS_RE
 NoNewPrivileges=yes
 ProtectSystem=strict
 ReadWritePaths=@DIR@ @RUN@
+# Where kprobes are the best hooks (7.x), the returns of many waiting calls can be asked for in this file only, which ProtectKernelTunables= makes
+# read-only with all of tracefs; it does not give way to the same path here, but to one below.
+ReadWritePaths=-/sys/kernel/tracing/kprobe_events
 UMask=0027
 LimitCORE=0
 LockPersonality=yes
