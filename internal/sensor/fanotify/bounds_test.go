@@ -45,14 +45,7 @@ func TestOverflow(t *testing.T) {
 	id := program(t, first)
 	claim := func() Opened {
 		t.Helper()
-		pid := run(t, first)
-		if err := w.Drain(); err != nil {
-			t.Fatal(err)
-		}
-		o, ok := w.Claim(pid, id)
-		if !ok {
-			t.Fatal("no descriptor")
-		}
+		o := claimed(t, w, first, id)
 		if o.FD >= 0 {
 			unix.Close(o.FD)
 		}
@@ -129,13 +122,6 @@ func TestNoDescriptorsLeft(t *testing.T) {
 	}
 	path := filepath.Join(dir, "again")
 	id := program(t, path)
-	pid := run(t, path)
-	if err := w.Drain(); err != nil {
-		t.Fatal(err)
-	}
-	o, ok := w.Claim(pid, id)
-	if !ok {
-		t.Fatal("with descriptors again: no descriptor")
-	}
+	o := claimed(t, w, path, id)
 	unix.Close(o.FD)
 }

@@ -58,14 +58,7 @@ func TestChangeIsToldAfterTheKernelForgotTheFile(t *testing.T) {
 	execute := func() Opened {
 		t.Helper()
 		id := fileID(t, path)
-		pid := run(t, path)
-		if err := w.Drain(); err != nil {
-			t.Fatal(err)
-		}
-		o, ok := w.Claim(pid, id)
-		if !ok {
-			t.Fatal("no descriptor")
-		}
+		o := claimed(t, w, path, id)
 		unix.Close(o.FD)
 		return o
 	}

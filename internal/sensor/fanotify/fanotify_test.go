@@ -91,6 +91,20 @@ func run(t testing.TB, path string) uint32 {
 	return 0
 }
 
+// claimed executes a file, and is what the watch has of it, whose descriptor is the caller's.
+func claimed(t testing.TB, w *Watch, path string, id event.FileID) Opened {
+	t.Helper()
+	pid := run(t, path)
+	if err := w.Drain(); err != nil {
+		t.Fatal(err)
+	}
+	o, ok := w.Claim(pid, id)
+	if !ok {
+		t.Fatalf("%s: no descriptor", path)
+	}
+	return o
+}
+
 func start(t testing.TB, o Options) *Watch {
 	t.Helper()
 	needRoot(t)
@@ -197,14 +211,7 @@ func TestNewMountsAreFollowed(t *testing.T) {
 	settle(t, w, dir)
 	path := filepath.Join(dir, "with space")
 	id := program(t, path)
-	pid := run(t, path)
-	if err := w.Drain(); err != nil {
-		t.Fatal(err)
-	}
-	o, ok := w.Claim(pid, id)
-	if !ok {
-		t.Fatal("no descriptor")
-	}
+	o := claimed(t, w, path, id)
 	unix.Close(o.FD)
 }
 
@@ -215,15 +222,7 @@ func TestChangeIsToldOnceAndBeforeTheNextUse(t *testing.T) {
 			w := start(t, Options{})
 			path := filepath.Join(dir, "prog")
 			id := program(t, path)
-			pid := run(t, path)
-			if err := w.Drain(); err != nil {
-				t.Fatal(err)
-			}
-			o, ok := w.Claim(pid, id)
-			if !ok {
-				t.Fatal("no descriptor")
-			}
-			unix.Close(o.FD)
+			unix.Close(claimed(t, w, path, id).FD)
 			if c := w.Changes(); len(c) != 0 {
 				t.Fatalf("%+v", c)
 			}
@@ -235,7 +234,7 @@ func TestChangeIsToldOnceAndBeforeTheNextUse(t *testing.T) {
 				fmt.Fprint(f, "x")
 			}
 			f.Close()
-			pid = run(t, path)
+			pid := run(t, path)
 			if err := w.Drain(); err != nil {
 				t.Fatal(err)
 			}
@@ -244,7 +243,8 @@ func TestChangeIsToldOnceAndBeforeTheNextUse(t *testing.T) {
 				t.Fatalf("%+v", c)
 			}
 			// Known again since it was executed again.
-			if o, ok = w.Claim(pid, fileID(t, path)); !ok {
+			o, ok := w.Claim(pid, fileID(t, path))
+			if !ok {
 				t.Fatal("no descriptor")
 			}
 			unix.Close(o.FD)
